@@ -1,0 +1,79 @@
+"""What every WhatsApp provider does for us, and the shape in which it hands over what arrived.
+
+Beside `__init__` rather than in it, so that a provider's file can import its types and the table can import the file.
+"""
+
+import enum
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Protocol
+
+from msgspec import Struct, field
+
+from wabery_server.inbox import Message
+
+
+class Unreadable(Exception):
+    """The body is not a JSON object. When it was signed, the answer is still 200: a retry would bring the same bytes."""
+
+
+class Ignored(enum.StrEnum):
+    """Why something in a body is counted and not kept. None of these may ever redeem a token."""
+
+    STATUS = "status"
+    """Sent, delivered, read, failed: about a message of ours."""
+    REACTION = "reaction"
+    """An emoji put on a message, or taken off it."""
+    REVOKE = "revoke"
+    """A message deleted by the person who wrote it."""
+    GROUP = "group"
+    """A message in a group chat: others read the token too."""
+    ECHO = "echo"
+    """What the business itself wrote, in the WhatsApp Business app or through another application."""
+    HISTORY = "history"
+    """Old chats, replayed when a Business-app number is connected."""
+    CONTACT_BOOK = "contact_book"
+    """The Business app's address book."""
+    STANDBY = "standby"
+    """A message that Meta's own agent answers."""
+    USER_ACTION = "user_action"
+    """Something a person did beside writing, such as opening a link in a message."""
+    NOTICE = "notice"
+    """An error or a limit that concerns the number, not a message."""
+    OTHER_FIELD = "other_field"
+    """A change of a webhook field that this build does not read."""
+
+
+class Change(Struct, frozen=True, kw_only=True):
+    """One change of one number: accepted only if the secret that signed the body is that number's."""
+
+    phone_number_id: str | None
+    """The provider's id of the number written to; None for account-wide changes."""
+    waba_id: str | None
+    """The WhatsApp Business account: the scope of a BSUID while the portfolio is unknown."""
+    field: str
+    """The provider's own word for what changed; only `messages` is read."""
+    messages: list[Message]
+    ignored: dict[Ignored, int]
+
+
+class Parsed(Struct, frozen=True):
+    """A whole body, in its own order."""
+
+    changes: list[Change] = field(default_factory=list)
+
+
+class Provider(Protocol):
+    """A provider is a module with these functions. All are pure; none raises on odd input except where it says so."""
+
+    def signer(self, body: bytes, headers: Sequence[bytes], secrets: Sequence[bytes]) -> int | None:
+        """Which of the secrets signed these bytes. `headers`: every value of the signature header; one is expected."""
+
+    def phone_number_ids(self, body: bytes) -> list[str]:
+        """Which numbers a body speaks of, before it is verified: a hint which secrets to try first, and no more."""
+
+    def parse(self, body: bytes, received_at: datetime) -> Parsed:
+        """Everything a verified body says. Raises Unreadable; anything odd inside becomes a value."""
+
+    def handshake(self, query: Mapping[str, str], verify_tokens: Iterable[str]) -> str | None:
+        """What to answer when the provider checks a new URL; None to refuse."""
