@@ -1,0 +1,502 @@
+"""Receiving webhooks: is this delivery from our Wabery, and what does it say?
+
+`unwrap` verifies and returns a typed `Event`; `verify` only verifies. Both take the raw body, because the signature covers
+its bytes: parse first and they are gone. A delivery carries the contract's header (`x-wabery-signature`, HMAC-SHA256 of
+the body under the secret's UTF-8 bytes, with the next secret's during a rotation in `x-wabery-signature-next`) and the
+headers of Standard Webhooks 1.0 (`webhook-id`, `-timestamp`, `-signature`). Where the latter are present they decide, because
+only they bind the delivery to a moment; the contract's header decides alone where they are absent.
+
+Deliveries may repeat: `event.id` is the same each time, so remember the ids you have handled.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import re
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
+from datetime import UTC, datetime, timedelta
+from typing import IO, Any, NamedTuple, Protocol, TypeAlias
+
+from wabery._models import Object, ReferenceTrust, WhatsAppIdentity
+from wabery.errors import WebhookFault, WebhookVerificationError
+
+TOLERANCE = timedelta(minutes=5)
+"""How far `webhook-timestamp` may be from this machine's clock, either way."""
+MAX_BODY = 1024 * 1024
+"""Bytes the ASGI and WSGI helpers read before they refuse."""
+
+_WORTH_DIAGNOSING = 64 * 1024
+"""Bytes of a body with a wrong signature that are parsed to say why; a stranger must not make us work for nothing."""
+
+_CONTRACT = ("x-wabery-signature", "x-wabery-signature-next")
+_STANDARD = ("webhook-id", "webhook-timestamp", "webhook-signature")
+_SHA256_HEX = re.compile(r"sha256=([0-9a-f]{64})", re.IGNORECASE)
+
+Headers: TypeAlias = (
+    Mapping[str, str]
+    | Mapping[str, Sequence[str]]
+    | Iterable[tuple[str, str]]
+    | Iterable[tuple[bytes, bytes]]
+)
+Secrets: TypeAlias = str | Sequence[str]
+
+
+# The events
+
+
+class Payload(Object, shown=("event_id",), nested={"whatsapp": WhatsAppIdentity}):
+    """What every event carries."""
+
+    __slots__ = ()
+
+    event_id: str
+    organization_id: str
+    project_id: str
+    livemode: bool
+    created_at: datetime
+
+
+class PersonPayload(Payload):
+    """What every event about a person carries. `from_` is null for people without a visible number."""
+
+    __slots__ = ()
+    contact_id: str
+    conversation_id: str
+    channel_id: str
+    from_: str | None
+    whatsapp: WhatsAppIdentity
+    customer_reference: str | None
+    contact_reference: str | None
+
+
+class JoinedPayload(PersonPayload):
+    __slots__ = ()
+    registration_intent_id: str
+    metadata: dict[str, Any]
+    metadata_trusted: bool
+    reference_trust: ReferenceTrust
+    message_id: str
+    joined_at: datetime
+    already_linked: bool
+
+
+class UnlinkedPayload(PersonPayload):
+    __slots__ = ()
+    registration_intent_id: str
+    reason: str
+
+
+class IdentityChangedPayload(
+    PersonPayload, nested={"previous": WhatsAppIdentity, "current": WhatsAppIdentity}
+):
+    __slots__ = ()
+    previous: WhatsAppIdentity
+    current: WhatsAppIdentity
+
+
+class MessagePayload(PersonPayload):
+    __slots__ = ()
+    agent_id: None
+    message_id: str
+    type: str
+    text: str | None
+    sent_at: datetime
+    metadata: dict[str, Any] | None
+    reference_trust: ReferenceTrust | None
+    registration_intent_id: str | None
+
+
+class Event(Object, shown=("event",), nested={"payload": Payload}):
+    """A verified delivery. Tell events apart with `isinstance`; one that this version does not know is a plain `Event`."""
+
+    __slots__ = ()
+
+    event: str
+    payload: Payload
+
+    @property
+    def id(self) -> str | None:
+        """Equal on every delivery and replay of the event; None where the sender does not put it into the payload."""
+        event_id = self._data["payload"].get("event_id")
+        return event_id if isinstance(event_id, str) else None
+
+    @property
+    def sent_at(self) -> datetime | None:
+        """When the event was recorded, not when this attempt was made."""
+        moment = self._read("sent_at", self._data.get("sentAt"))
+        return moment if isinstance(moment, datetime) else None
+
+
+class ParticipantJoined(Event, nested={"payload": JoinedPayload}):
+    """A person pressed send: this WhatsApp account belongs to `payload.customer_reference`."""
+
+    __slots__ = ()
+    payload: JoinedPayload
+
+
+class ParticipantUnlinked(Event, nested={"payload": UnlinkedPayload}):
+    """A link has ended; `payload.reason` says why."""
+
+    __slots__ = ()
+    payload: UnlinkedPayload
+
+
+class ParticipantIdentityChanged(Event, nested={"payload": IdentityChangedPayload}):
+    """The same person under a new number or account."""
+
+    __slots__ = ()
+    payload: IdentityChangedPayload
+
+
+class MessageReceived(Event, nested={"payload": MessagePayload}):
+    """An ordinary message, with the sender's `customer_reference` where they are linked."""
+
+    __slots__ = ()
+    payload: MessagePayload
+
+
+_EVENTS: dict[str, type[Event]] = {
+    "participant.joined": ParticipantJoined,
+    "participant.unlinked": ParticipantUnlinked,
+    "participant.identity_changed": ParticipantIdentityChanged,
+    "message.received": MessageReceived,
+}
+
+
+# Verifying
+
+
+def unwrap(
+    body: bytes | bytearray | memoryview,
+    headers: Headers,
+    secret: Secrets | None = None,
+    *,
+    tolerance: timedelta = TOLERANCE,
+    require_timestamp: bool = False,
+    now: datetime | None = None,
+) -> Event:
+    """Verify a delivery and return its event. Raises WebhookVerificationError, whose `fault` names the cause."""
+    verify(body, headers, secret, tolerance=tolerance, require_timestamp=require_timestamp, now=now)
+    try:
+        content = json.loads(bytes(body))
+    except (ValueError, RecursionError):
+        content = None
+    if (
+        not isinstance(content, dict)
+        or not isinstance(content.get("event"), str)
+        or not isinstance(content.get("payload"), dict)
+    ):
+        raise _refusal(
+            "not_an_event", "The signature is right, but the body is not an event: {event, payload, sentAt}."
+        )
+    return _EVENTS.get(content["event"], Event)(content)
+
+
+def verify(
+    body: bytes | bytearray | memoryview,
+    headers: Headers,
+    secret: Secrets | None = None,
+    *,
+    tolerance: timedelta = TOLERANCE,
+    require_timestamp: bool = False,
+    now: datetime | None = None,
+) -> None:
+    """Return for an authentic delivery, else raise WebhookVerificationError.
+
+    body: the bytes as received. headers: a mapping or pairs, in any case. secret: one, or several while rotating; left
+    out, WABERY_WEBHOOK_SECRET. require_timestamp: refuse a delivery with the contract's header alone, which anybody who
+    has once seen it could send again. now: aware; for tests.
+    """
+    raw = _raw_body(body)
+    secrets = _secrets(secret)
+    fields = _normalise(headers)
+    if require_timestamp or any(name in fields for name in _STANDARD):
+        _verify_standard(raw, fields, secrets, tolerance, now or datetime.now(UTC))
+    else:
+        _verify_contract(raw, fields, secrets)
+
+
+def _verify_standard(
+    body: bytes, fields: Mapping[str, list[str]], secrets: list[str], tolerance: timedelta, now: datetime
+) -> None:
+    for name in _STANDARD:
+        if name not in fields:
+            raise _refusal("missing_header", f"The header {name} is missing.", _DROPPED)
+    event_id, stamp = fields["webhook-id"][0], fields["webhook-timestamp"][0]
+    if not re.fullmatch(r"[0-9]{1,12}", stamp, re.ASCII):
+        raise _refusal("malformed_header", "webhook-timestamp is not a number of seconds.")
+    signatures = [
+        value.removeprefix("v1,")
+        for line in fields["webhook-signature"]
+        for value in line.split()
+        if value.startswith("v1,")
+    ]
+    if not signatures:
+        raise _refusal("malformed_header", "webhook-signature holds no v1 signature.")
+
+    def expected(secret: str, signed: bytes) -> str:
+        return _standard_signature(secret, event_id, stamp, signed)
+
+    if not _any_equal(body, secrets, signatures, expected):
+        raise _signature_refusal(body, secrets, signatures, expected)
+    age = now.timestamp() - int(stamp)
+    if abs(age) > tolerance.total_seconds():
+        raise _refusal(
+            "timestamp_too_old" if age > 0 else "timestamp_too_new",
+            f"The delivery was sent {abs(age):.0f} s {'before' if age > 0 else 'after'} this machine's present; "
+            f"{tolerance.total_seconds():.0f} s are allowed.",
+            "Check this machine's clock; an old delivery may be a replay by somebody else.",
+        )
+
+
+def _verify_contract(body: bytes, fields: Mapping[str, list[str]], secrets: list[str]) -> None:
+    values = [value for name in _CONTRACT for value in fields.get(name, [])]
+    if not values:
+        raise _refusal(
+            "missing_header", "There is neither x-wabery-signature nor webhook-signature.", _DROPPED
+        )
+    signatures = [found.lower() for value in values for found in _SHA256_HEX.findall(value)]
+    if not signatures:
+        raise _refusal("malformed_header", "x-wabery-signature is not sha256= and 64 hexadecimal digits.")
+    if not _any_equal(body, secrets, signatures, _contract_signature):
+        raise _signature_refusal(body, secrets, signatures, _contract_signature)
+
+
+_DROPPED = "A proxy or framework may have dropped it; pass the request's own headers."
+_Sign: TypeAlias = Callable[[str, bytes], str]
+
+
+def _any_equal(body: bytes, secrets: Iterable[str], signatures: Iterable[str], sign: _Sign) -> bool:
+    given = [signature.encode("utf-8", "replace") for signature in signatures]
+    return any(hmac.compare_digest(sign(secret, body).encode(), one) for secret in secrets for one in given)
+
+
+def _signature_refusal(
+    body: bytes, secrets: list[str], signatures: list[str], sign: _Sign
+) -> WebhookVerificationError:
+    """Which of the usual mistakes it was."""
+    for again in _reserialised(body) if len(body) <= _WORTH_DIAGNOSING else ():
+        if _any_equal(again, secrets, signatures, sign):
+            return _refusal(
+                "body_reserialized",
+                "The body was parsed and written again: the signature fits its content, but not these bytes.",
+                "Pass the request's raw body, read before any JSON middleware.",
+            )
+    hint = "Compare the secret with the webhook_secret of the project, and pass the body exactly as it was received."
+    if any(secret.startswith("wab_") for secret in secrets):
+        hint = "The secret given is an API key; the signing secret is the project's webhook_secret."
+    elif _any_equal(body, [secret.strip().strip("\"'") for secret in secrets], signatures, sign):
+        hint = "The secret given has quotes or white space around it."
+    return _refusal(
+        "wrong_signature", "The signature matches no secret: a wrong secret, or a changed body.", hint
+    )
+
+
+def _reserialised(body: bytes) -> Iterable[bytes]:
+    """The bytes the server may have sent, if what we hold is the same JSON written by somebody else."""
+    try:
+        content = json.loads(body)
+        for ascii_only in (False, True):
+            yield json.dumps(content, ensure_ascii=ascii_only, separators=(",", ":")).encode()
+    except (ValueError, RecursionError):
+        return
+
+
+def _contract_signature(secret: str, body: bytes) -> str:
+    return hmac.digest(_utf8(secret), body, hashlib.sha256).hex()
+
+
+def _standard_signature(secret: str, event_id: str, stamp: str, body: bytes) -> str:
+    signed = _utf8(event_id) + b"." + stamp.encode() + b"." + body
+    return base64.b64encode(hmac.digest(_standard_key(secret), signed, hashlib.sha256)).decode()
+
+
+def _standard_key(secret: str) -> bytes:
+    """The base64 after `whsec_`; a secret of any other form counts as its UTF-8 bytes."""
+    if secret.startswith("whsec_"):
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(secret.removeprefix("whsec_"), validate=True) or _utf8(secret)
+    return _utf8(secret)
+
+
+def _utf8(text: str) -> bytes:
+    return text.encode("utf-8", "surrogateescape")
+
+
+def _raw_body(body: object) -> bytes:
+    if isinstance(body, bytes | bytearray | memoryview):
+        return bytes(body)
+    words: dict[type, str] = {str: "text", dict: "already parsed", list: "already parsed"}
+    what = words.get(type(body), f"of type {type(body).__name__}")
+    raise _refusal(
+        "body_not_bytes",
+        f"The body is {what}; the signature covers the bytes as they were received.",
+        "Pass request.body(), request.get_data() or what your framework calls the raw body.",
+    )
+
+
+def _secrets(secret: Secrets | None) -> list[str]:
+    if secret is None:
+        secret = os.environ.get("WABERY_WEBHOOK_SECRET", "")
+    secrets = [secret] if isinstance(secret, str) else list(secret)
+    if not secrets or not all(secrets):
+        raise _refusal(
+            "no_secret", "No signing secret was given.", "Pass secret=… or set WABERY_WEBHOOK_SECRET."
+        )
+    return secrets
+
+
+def _normalise(headers: Headers) -> dict[str, list[str]]:
+    """Lower-case names to values. Anything that is not a header is left out, so that odd input is 'missing', not a crash."""
+    pairs: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
+    fields: dict[str, list[str]] = {}
+    for pair in pairs:
+        if not isinstance(pair, Sequence) or isinstance(pair, str | bytes) or len(pair) != 2:
+            continue
+        name, value = _header_text(pair[0]), pair[1]
+        if name is None:
+            continue
+        values = value if isinstance(value, list | tuple) else [value]
+        texts = [text.strip() for text in map(_header_text, values) if text is not None]
+        if texts:
+            fields.setdefault(name.lower(), []).extend(texts)
+    return fields
+
+
+def _header_text(value: object) -> str | None:
+    if isinstance(value, bytes):
+        return value.decode("latin-1")
+    return value if isinstance(value, str) else None
+
+
+def _refusal(fault: WebhookFault, message: str, hint: str | None = None) -> WebhookVerificationError:
+    return WebhookVerificationError(message, fault=fault, hint=hint)
+
+
+# Testing your own receiver
+
+
+class SignedDelivery(NamedTuple):
+    """A delivery as Wabery would send it."""
+
+    body: bytes
+    headers: dict[str, str]
+
+
+def sign_for_test(
+    body: bytes | Mapping[str, object],
+    secret: str,
+    *,
+    next_secret: str | None = None,
+    event_id: str = "evt_00000000000000000000000000",
+    now: datetime | None = None,
+) -> SignedDelivery:
+    """Sign a body as Wabery does, for the tests of your own receiver. With `next_secret`, as during a rotation."""
+    raw = (
+        body
+        if isinstance(body, bytes)
+        else json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    )
+    stamp = str(int((now or datetime.now(UTC)).timestamp()))
+    secrets = [secret] if next_secret is None else [secret, next_secret]
+    headers = {
+        "content-type": "application/json",
+        "x-wabery-signature": f"sha256={_contract_signature(secret, raw)}",
+        "webhook-id": event_id,
+        "webhook-timestamp": stamp,
+        "webhook-signature": " ".join(
+            f"v1,{_standard_signature(one, event_id, stamp, raw)}" for one in secrets
+        ),
+    }
+    if next_secret is not None:
+        headers["x-wabery-signature-next"] = f"sha256={_contract_signature(next_secret, raw)}"
+    return SignedDelivery(raw, headers)
+
+
+# Frameworks. None is imported: each helper asks only for what that framework's request has.
+
+
+class DjangoRequest(Protocol):
+    """`django.http.HttpRequest`, as far as it is needed."""
+
+    @property
+    def body(self) -> bytes: ...
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+
+class FlaskRequest(Protocol):
+    """`flask.Request`, as far as it is needed."""
+
+    @property
+    def headers(self) -> Any: ...
+
+    def get_data(self) -> bytes: ...
+
+
+class StarletteRequest(Protocol):
+    """`starlette.requests.Request`, which FastAPI's is too, as far as it is needed."""
+
+    @property
+    def headers(self) -> Mapping[str, str]: ...
+
+    async def body(self) -> bytes: ...
+
+
+def unwrap_django(request: DjangoRequest, secret: Secrets | None = None) -> Event:
+    """The event of a Django request. The view needs `@csrf_exempt` and must not have read `request.POST`."""
+    return unwrap(request.body, request.headers, secret)
+
+
+def unwrap_flask(request: FlaskRequest, secret: Secrets | None = None) -> Event:
+    """The event of a Flask (or Werkzeug) request."""
+    return unwrap(request.get_data(), request.headers.items(), secret)
+
+
+async def unwrap_starlette(request: StarletteRequest, secret: Secrets | None = None) -> Event:
+    """The event of a Starlette or FastAPI request. Take the `Request` itself, not a model, as the parameter."""
+    return unwrap(await request.body(), request.headers, secret)
+
+
+async def unwrap_asgi(
+    scope: Mapping[str, Any],
+    receive: Callable[[], Awaitable[MutableMapping[str, Any]]],
+    secret: Secrets | None = None,
+    *,
+    max_body: int = MAX_BODY,
+) -> Event:
+    """The event of a plain ASGI application's HTTP request; reads the body to its end."""
+    body = bytearray()
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise _refusal("not_an_event", "The sender went away before the body was complete.")
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+        if len(body) > max_body:
+            raise _refusal("body_too_large", f"The body is larger than {max_body} bytes.")
+    return unwrap(body, scope["headers"], secret)
+
+
+def unwrap_wsgi(
+    environ: Mapping[str, Any], secret: Secrets | None = None, *, max_body: int = MAX_BODY
+) -> Event:
+    """The event of a plain WSGI application's request; reads the body to its end."""
+    length = str(environ.get("CONTENT_LENGTH") or "0")
+    size = int(length) if re.fullmatch(r"[0-9]{1,12}", length, re.ASCII) else 0
+    if size > max_body:
+        raise _refusal("body_too_large", f"The body is larger than {max_body} bytes.")
+    stream: IO[bytes] = environ["wsgi.input"]
+    headers = [
+        (name.removeprefix("HTTP_").replace("_", "-"), value)
+        for name, value in environ.items()
+        if name.startswith("HTTP_")
+    ]
+    return unwrap(stream.read(size), headers, secret)

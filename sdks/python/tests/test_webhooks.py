@@ -1,0 +1,360 @@
+"""Verifying deliveries: ours, altered ones, other people's headers, and what each framework hands over."""
+
+import asyncio
+import base64
+import io
+import json
+import time
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
+from typing import Any
+from wsgiref.util import setup_testing_defaults
+
+import pytest
+import standardwebhooks
+import svix.webhooks
+from hypothesis import given
+from hypothesis import strategies as st
+from starlette.requests import Request
+
+from wabery import WebhookVerificationError, webhooks
+from wabery.webhooks import (
+    Event,
+    MessageReceived,
+    ParticipantIdentityChanged,
+    ParticipantJoined,
+    sign_for_test,
+    unwrap,
+    verify,
+)
+
+SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+OTHER = "whsec_" + base64.b64encode(b"another secret of 24 bytes").decode()
+NOW = datetime(2026, 6, 27, tzinfo=UTC)
+
+JOINED = {
+    "event": "participant.joined",
+    "payload": {
+        "event_id": "evt_01jz0000000000000000000000",
+        "customer_reference": "user_123",
+        "contact_reference": "user_123",
+        "metadata": {"plan": "größer", "joined_at": "2026"},
+        "joined_at": "2026-06-27T00:00:00.000Z",
+        "from": None,
+        "whatsapp": {"user_id": "DE.1", "wa_id": None},
+        "invented_tomorrow": 1,
+    },
+    "sentAt": "2026-06-27T00:00:01.000Z",
+}
+
+
+def fault_of(call: Any, *args: Any, **kwargs: Any) -> str:
+    with pytest.raises(WebhookVerificationError) as raised:
+        call(*args, **kwargs)
+    assert SECRET not in str(raised.value)
+    return raised.value.fault
+
+
+# What is accepted
+
+
+def test_a_delivery_becomes_a_typed_event() -> None:
+    body, headers = sign_for_test(JOINED, SECRET, now=NOW)
+
+    event = unwrap(body, headers, SECRET, now=NOW)
+
+    assert isinstance(event, ParticipantJoined)
+    assert event.payload.customer_reference == "user_123"
+    assert event.payload.metadata == {"plan": "größer", "joined_at": "2026"}
+    assert event.payload.joined_at == NOW
+    assert event.payload.from_ is None
+    assert event.payload.whatsapp.user_id == "DE.1"
+    assert event.payload["invented_tomorrow"] == 1
+    assert event.sent_at == NOW + timedelta(seconds=1)
+    assert event.id == "evt_01jz0000000000000000000000"
+    assert event.to_dict() == JOINED
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("message.received", MessageReceived),
+        ("participant.identity_changed", ParticipantIdentityChanged),
+        ("invented.tomorrow", Event),
+    ],
+)
+def test_events_are_told_apart_by_class(name: str, kind: type[Event]) -> None:
+    body, headers = sign_for_test({"event": name, "payload": {}}, SECRET)
+
+    event = unwrap(body, headers, SECRET)
+
+    assert type(event) is kind
+    assert (event.event, event.id, event.sent_at) == (name, None, None)
+
+
+def test_the_public_vectors() -> None:
+    github = {"X-Wabery-Signature": "sha256=757107ea0eb2509fc211221cce984b8a37570b6d7586c22c46f4379c8b043e17"}
+    standard = {
+        "webhook-id": "msg_p5jXN8AQM9LWM0D4loKWxJek",
+        "webhook-timestamp": "1614265330",
+        "webhook-signature": "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE=",
+    }
+    contract = {
+        "x-wabery-signature": "sha256=80ec8a89ce3cd22133a1066caecb4d04fea7467657c8514d717ec42c38a5c94c"
+    }
+    body = b'{"test": 2432232314}'
+
+    verify(b"Hello, World!", github, "It's a Secret to Everybody")
+    verify(body, standard, SECRET, now=datetime.fromtimestamp(1614265330, UTC))
+    verify(body, contract, SECRET)
+
+
+@pytest.mark.parametrize("library", [standardwebhooks.Webhook, svix.webhooks.Webhook])
+def test_other_peoples_libraries_agree(library: Any) -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    theirs = library(SECRET).sign("evt_1", datetime.now(UTC), body.decode())
+
+    library(SECRET).verify(body, headers)
+    verify(
+        body,
+        {"webhook-id": "evt_1", "webhook-timestamp": str(int(time.time())), "webhook-signature": theirs},
+        SECRET,
+    )
+
+
+@pytest.mark.parametrize("secret", ["my own secret", "whsec_", "whsec_not base64", "ключ"])
+def test_a_secret_of_any_form_signs(secret: str) -> None:
+    body, headers = sign_for_test(JOINED, secret)
+    contract = {"x-wabery-signature": headers["x-wabery-signature"]}
+
+    verify(body, headers, secret)
+    verify(body, contract, secret)
+    if secret != "whsec_":
+        exposed = "whsec_" + base64.b64encode(secret.encode()).decode()
+        standardwebhooks.Webhook(exposed).verify(body, headers)
+
+
+@pytest.mark.parametrize("holds", [SECRET, OTHER, [SECRET, OTHER], ["something else", OTHER]])
+@pytest.mark.parametrize("scheme", ["contract", "standard"])
+def test_either_secret_verifies_during_a_rotation(holds: Any, scheme: str) -> None:
+    body, headers = sign_for_test(JOINED, SECRET, next_secret=OTHER)
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if name.startswith("webhook-") == (scheme == "standard")
+    }
+
+    verify(body, kept, holds)
+
+
+@pytest.mark.parametrize(
+    "shape",
+    [
+        lambda headers: {name.upper(): value for name, value in headers.items()},
+        lambda headers: list(headers.items()),
+        lambda headers: [(name.encode(), value.encode()) for name, value in headers.items()],
+        lambda headers: {name: [value] for name, value in headers.items()},
+        lambda headers: {name: f"  {value} " for name, value in headers.items()},
+    ],
+    ids=["upper case", "pairs", "bytes", "lists", "spaces"],
+)
+def test_headers_come_in_many_shapes(shape: Any) -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+
+    verify(body, shape(headers), SECRET)
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+def test_the_body_may_be_any_bytes(kind: Any) -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+
+    assert isinstance(unwrap(kind(body), headers, SECRET), ParticipantJoined)
+
+
+def test_unknown_signature_versions_are_skipped() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    headers["webhook-signature"] = f"v1a,AAAA v2,x nonsense {headers['webhook-signature']}"
+
+    verify(body, headers, SECRET)
+
+
+def test_the_secret_may_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WABERY_WEBHOOK_SECRET", SECRET)
+    body, headers = sign_for_test(JOINED, SECRET)
+
+    verify(body, headers)
+
+
+# What is refused, and why
+
+
+def test_every_cause_has_its_name() -> None:
+    body, headers = sign_for_test(JOINED, SECRET, now=NOW)
+    contract = {"x-wabery-signature": headers["x-wabery-signature"]}
+    late, early = NOW + timedelta(minutes=5, seconds=1), NOW - timedelta(minutes=5, seconds=1)
+
+    assert fault_of(verify, body, headers, OTHER, now=NOW) == "wrong_signature"
+    assert fault_of(verify, body + b" ", headers, SECRET, now=NOW) == "body_reserialized"
+    assert fault_of(verify, b"x", headers, SECRET, now=NOW) == "wrong_signature"
+    assert fault_of(verify, json.loads(body), headers, SECRET, now=NOW) == "body_not_bytes"
+    assert fault_of(verify, body.decode(), headers, SECRET, now=NOW) == "body_not_bytes"
+    assert fault_of(verify, None, headers, SECRET, now=NOW) == "body_not_bytes"
+    assert fault_of(verify, body, {}, SECRET, now=NOW) == "missing_header"
+    assert fault_of(verify, body, contract, SECRET, require_timestamp=True) == "missing_header"
+    assert fault_of(verify, body, {**headers, "webhook-signature": None}, SECRET) == "missing_header"
+    assert fault_of(verify, body, {**headers, "webhook-timestamp": "soon"}, SECRET) == "malformed_header"
+    assert fault_of(verify, body, {**headers, "webhook-signature": "v1a,AAAA"}, SECRET) == "malformed_header"
+    assert fault_of(verify, body, {"x-wabery-signature": "md5=1"}, SECRET) == "malformed_header"
+    assert fault_of(verify, body, headers, SECRET, now=late) == "timestamp_too_old"
+    assert fault_of(verify, body, headers, SECRET, now=early) == "timestamp_too_new"
+    assert fault_of(verify, body, headers) == "no_secret"
+    assert fault_of(verify, body, headers, ["", SECRET]) == "no_secret"
+
+
+def test_the_edge_of_the_tolerance_is_inside() -> None:
+    body, headers = sign_for_test(JOINED, SECRET, now=NOW)
+
+    verify(body, headers, SECRET, now=NOW + timedelta(minutes=5))
+    verify(body, headers, SECRET, now=NOW - timedelta(minutes=5))
+    verify(body, headers, SECRET, now=NOW + timedelta(hours=1), tolerance=timedelta(hours=2))
+
+
+@pytest.mark.parametrize("scheme", ["contract", "standard"])
+@pytest.mark.parametrize(
+    "again",
+    [
+        lambda content: json.dumps(content),
+        lambda content: json.dumps(content, ensure_ascii=False, indent=2),
+        lambda content: json.dumps(content, separators=(",", ":")),
+    ],
+    ids=["default", "indented", "ascii"],
+)
+def test_a_body_that_was_parsed_and_written_again_is_recognised(scheme: str, again: Any) -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    kept = {
+        name: value
+        for name, value in headers.items()
+        if name.startswith("webhook-") == (scheme == "standard")
+    }
+
+    assert fault_of(verify, again(json.loads(body)).encode(), kept, SECRET) == "body_reserialized"
+
+
+@pytest.mark.parametrize(
+    ("secret", "word"),
+    [("wab_test_abcdef", "API key"), (f'"{SECRET}"', "quotes"), (f"{SECRET}\n", "white space")],
+)
+def test_the_usual_wrong_secrets_are_named(secret: str, word: str) -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+
+    with pytest.raises(WebhookVerificationError, match=word):
+        verify(body, headers, secret)
+
+
+@pytest.mark.parametrize(
+    "content", [b"not json", b"[]", b'{"event":1,"payload":{}}', b'{"event":"x"}', b"[" * 100_000]
+)
+def test_a_signed_body_that_is_no_event(content: bytes) -> None:
+    body, headers = sign_for_test(content, SECRET)
+
+    assert fault_of(unwrap, body, headers, SECRET) == "not_an_event"
+
+
+odd_text = st.one_of(
+    st.text(),
+    st.sampled_from(["v1,", "v1,\ud800", "sha256=", "sha256=" + "0" * 64, "９９", "-1", "1" * 5000]),
+)
+odd_value = st.one_of(odd_text, st.binary(), st.none(), st.integers(), st.lists(odd_text, max_size=2))
+names = st.sampled_from(
+    ["x-wabery-signature", "x-wabery-signature-next", "webhook-id", "webhook-timestamp", "webhook-signature"]
+)
+
+
+@given(
+    headers=st.one_of(
+        st.dictionaries(st.one_of(names, odd_text), odd_value, max_size=6),
+        st.lists(st.one_of(st.tuples(st.one_of(names, odd_text), odd_value), odd_value), max_size=6),
+    ),
+    body=st.binary(max_size=50),
+)
+def test_nothing_a_stranger_sends_verifies_or_crashes(headers: Any, body: bytes) -> None:
+    with pytest.raises(WebhookVerificationError):
+        verify(body, headers, SECRET)
+
+
+# What the frameworks hand over
+
+
+def test_starlette_and_fastapi() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    request = Request(scope(headers), receiving(body))
+
+    event = asyncio.run(webhooks.unwrap_starlette(request, SECRET))
+
+    assert isinstance(event, ParticipantJoined)
+
+
+def test_asgi_reads_the_body_to_its_end() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+
+    event = asyncio.run(webhooks.unwrap_asgi(scope(headers), receiving(body[:10], body[10:]), SECRET))
+
+    assert isinstance(event, ParticipantJoined)
+
+
+def test_asgi_refuses_an_endless_and_a_broken_body() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+
+    async def gone() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    def too_large() -> None:
+        asyncio.run(
+            webhooks.unwrap_asgi(scope(headers), receiving(body, body), SECRET, max_body=len(body) + 1)
+        )
+
+    def broken() -> None:
+        asyncio.run(webhooks.unwrap_asgi(scope(headers), gone, SECRET))
+
+    assert fault_of(too_large) == "body_too_large"
+    assert fault_of(broken) == "not_an_event"
+
+
+def test_wsgi() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    environ: dict[str, Any] = {
+        f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()
+    }
+    environ |= {"wsgi.input": io.BytesIO(body + b"next request"), "CONTENT_LENGTH": str(len(body))}
+    setup_testing_defaults(environ)
+
+    event = webhooks.unwrap_wsgi(environ, SECRET)
+
+    assert isinstance(event, ParticipantJoined)
+    assert fault_of(webhooks.unwrap_wsgi, environ, SECRET, max_body=10) == "body_too_large"
+
+
+def test_django_and_flask() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    django = SimpleNamespace(body=body, headers=headers)
+    flask = SimpleNamespace(get_data=lambda: body, headers=headers)
+
+    assert isinstance(webhooks.unwrap_django(django, SECRET), ParticipantJoined)
+    assert isinstance(webhooks.unwrap_flask(flask, SECRET), ParticipantJoined)
+
+
+def scope(headers: dict[str, str]) -> dict[str, Any]:
+    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
+    return {"type": "http", "method": "POST", "path": "/", "headers": raw}
+
+
+def receiving(*parts: bytes) -> Any:
+    messages = [
+        {"type": "http.request", "body": part, "more_body": number < len(parts)}
+        for number, part in enumerate(parts, start=1)
+    ]
+
+    async def receive() -> dict[str, Any]:
+        return messages.pop(0)
+
+    return receive
