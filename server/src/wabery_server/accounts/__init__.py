@@ -1,0 +1,132 @@
+"""Accounts: who may do what, and with which number and URL.
+
+    organization ── project ─┬─ API keys           key.py        who calls, and for what
+    (one installation)       ├─ channels           channel.py    WhatsApp numbers and their credentials
+                             └─ webhook endpoints  endpoint.py   where events go, and the signing secrets
+
+`installation.py` ties a database to its secret, `trail.py` keeps the audit rows, and `directory.py` is this process's
+copy of the small tables for the hot path. A project is the wall: whoever holds a key sees that key's project and no other.
+"""
+
+from wabery_server.accounts.channel import (
+    PROVIDERS,
+    Channel,
+    ChannelChanges,
+    ChannelDraft,
+    Credentials,
+    NewChannel,
+    create_channel,
+    delete_channel,
+    ended_channels,
+    find_channel,
+    list_channels,
+    new_channel,
+    unseal_credentials,
+    update_channel,
+)
+from wabery_server.accounts.directory import Caller, Directory
+from wabery_server.accounts.endpoint import (
+    Endpoint,
+    default_endpoint,
+    disable_endpoint,
+    endpoints,
+    new_webhook_secret,
+    rotate_webhook_secret,
+    unseal_endpoint_secrets,
+)
+from wabery_server.accounts.installation import (
+    DevAccount,
+    bootstrap_dev,
+    find_organization,
+    open_installation,
+)
+from wabery_server.accounts.key import (
+    PRESETS,
+    ApiKey,
+    KeyChanges,
+    KeyDraft,
+    KeyKind,
+    NewKey,
+    Scope,
+    create_key,
+    ended_keys,
+    find_key,
+    is_well_formed,
+    list_keys,
+    new_key,
+    revoke_key,
+    update_key,
+)
+from wabery_server.accounts.project import (
+    NewProject,
+    Project,
+    ProjectChanges,
+    ProjectDraft,
+    any_projects,
+    check_prefilled_text,
+    create_project,
+    find_project,
+    new_project,
+    projects,
+    update_project,
+)
+from wabery_server.accounts.trail import Entry, audit, audit_trail
+
+__all__ = [
+    "PRESETS",
+    "PROVIDERS",
+    "ApiKey",
+    "Caller",
+    "Channel",
+    "ChannelChanges",
+    "ChannelDraft",
+    "Credentials",
+    "DevAccount",
+    "Directory",
+    "Endpoint",
+    "Entry",
+    "KeyChanges",
+    "KeyDraft",
+    "KeyKind",
+    "NewChannel",
+    "NewKey",
+    "NewProject",
+    "Project",
+    "ProjectChanges",
+    "ProjectDraft",
+    "Scope",
+    "any_projects",
+    "audit",
+    "audit_trail",
+    "bootstrap_dev",
+    "check_prefilled_text",
+    "create_channel",
+    "create_key",
+    "create_project",
+    "default_endpoint",
+    "delete_channel",
+    "disable_endpoint",
+    "ended_channels",
+    "ended_keys",
+    "endpoints",
+    "find_channel",
+    "find_key",
+    "find_organization",
+    "find_project",
+    "is_well_formed",
+    "list_channels",
+    "list_keys",
+    "new_channel",
+    "new_key",
+    "new_project",
+    "new_webhook_secret",
+    "open_installation",
+    "projects",
+    "revoke_key",
+    "rotate_webhook_secret",
+    "unseal_credentials",
+    "unseal_endpoint_secrets",
+    "update_channel",
+    "update_key",
+    "update_project",
+]

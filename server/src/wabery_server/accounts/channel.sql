@@ -1,0 +1,49 @@
+-- name: insert_channel
+-- Nothing comes back when the number belongs to a channel already, or this very row was written by an earlier try.
+insert into channels (id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id,
+    sandbox, credentials, secret_version, created_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12)
+on conflict do nothing
+returning id;
+
+-- name: list_channels
+select id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
+    created_at, deleted_at
+from channels
+where project_id = $1 and deleted_at is null and ($2::text is null or id < $2)
+order by id desc limit $3;
+
+-- name: find_channel
+select id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
+    created_at, deleted_at
+from channels
+where project_id = $1 and id = $2 and deleted_at is null;
+
+-- name: find_deleted_channel
+select id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
+    created_at, deleted_at
+from channels
+where project_id = $1 and id = $2 and deleted_at is not null;
+
+-- name: lock_channel
+select id from channels where project_id = $1 and id = $2 for update;
+
+-- name: credentials
+select credentials, secret_version from channels where project_id = $1 and id = $2 and deleted_at is null;
+
+-- name: update_channel
+update channels
+set name = $3, display_phone_number = $4, portfolio_id = $5, credentials = $6, secret_version = $7
+where project_id = $1 and id = $2 and deleted_at is null;
+
+-- name: delete_channel
+update channels set deleted_at = $3, credentials = ''
+where project_id = $1 and id = $2 and deleted_at is null
+returning id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
+    created_at, deleted_at;
+
+-- name: ended_channels, hot
+select c.id
+from unnest($1::text[], $2::text[]) as wanted (project_id, id)
+join channels c on c.project_id = wanted.project_id and c.id = wanted.id
+where c.deleted_at is not null;

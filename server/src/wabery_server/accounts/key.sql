@@ -1,0 +1,44 @@
+-- name: insert_key
+insert into api_keys (id, project_id, kind, name, hash, public_key, last4, scopes, allowed_origins, created_at,
+    expires_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+on conflict (id) do nothing
+returning id;
+
+-- name: list_keys
+select k.id, k.project_id, k.kind, k.name, k.public_key, k.last4, k.scopes, k.allowed_origins, k.created_at,
+    k.expires_at, k.revoked_at, u.last_used_at
+from api_keys k
+left join api_key_uses u on u.project_id = k.project_id and u.api_key_id = k.id
+where k.project_id = $1 and ($2::text is null or k.id < $2)
+order by k.id desc limit $3;
+
+-- name: find_key
+select k.id, k.project_id, k.kind, k.name, k.public_key, k.last4, k.scopes, k.allowed_origins, k.created_at,
+    k.expires_at, k.revoked_at, u.last_used_at
+from api_keys k
+left join api_key_uses u on u.project_id = k.project_id and u.api_key_id = k.id
+where k.project_id = $1 and k.id = $2;
+
+-- name: any_live_key
+select id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at
+from api_keys
+where hash = $1 and revoked_at is null;
+
+-- name: update_key
+update api_keys
+set name = coalesce($3, name),
+    allowed_origins = coalesce($4, allowed_origins),
+    expires_at = case when $5::boolean then $6 else expires_at end
+where project_id = $1 and id = $2;
+
+-- name: revoke_key
+update api_keys set revoked_at = $3
+where project_id = $1 and id = $2 and revoked_at is null
+returning id;
+
+-- name: ended_keys, hot
+select k.id
+from unnest($1::text[], $2::text[]) as wanted (project_id, id)
+join api_keys k on k.project_id = wanted.project_id and k.id = wanted.id
+where k.revoked_at is not null;
