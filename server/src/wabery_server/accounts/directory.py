@@ -88,6 +88,7 @@ class Directory:
         self._clock = clock
         self._callers = _Remembered(self._read_caller, now)
         self._channels = _Remembered(self._read_channels, now)
+        self._display_numbers = _Remembered(self._read_display_number, now)
         self._numbers = _Remembered(self._read_number, now)
         self._credentials = _Remembered(self._read_credentials, now)
         signals.hear(TOPIC, lambda _key: self.forget())
@@ -108,8 +109,11 @@ class Directory:
 
     def forget(self) -> None:
         """Whoever asks from now on gets what the database holds now."""
-        for remembered in (self._callers, self._channels, self._numbers, self._credentials):
-            remembered.forget()
+        self._callers.forget()
+        self._channels.forget()
+        self._display_numbers.forget()
+        self._numbers.forget()
+        self._credentials.forget()
 
     async def caller(self, presented_key: str) -> Caller:
         """Raises errors.InvalidApiKey for a mistyped, unknown or revoked key, KeyExpired."""
@@ -138,6 +142,16 @@ class Directory:
         for oldest in channels.values():
             return oldest
         raise errors.ChannelNotReady
+
+    async def display_phone_number(self, project_id: str, channel_id: str) -> str:
+        """The digits for a wa.me link of an old intent, whose channel may have been deleted since.
+
+        Raises errors.NotFound.
+        """
+        number = await self._display_numbers.ask((project_id, channel_id))
+        if number is None:
+            raise errors.NotFound
+        return number
 
     async def channel_by_number(
         self, provider: str, phone_number_id: str
@@ -168,6 +182,10 @@ class Directory:
     async def _read_channels(self, project_id: str) -> dict[str, Channel]:
         rows = await self._database.run(lambda tx: tx.rows(sql.channels, project_id))
         return {row["id"]: Channel(**row) for row in rows}
+
+    async def _read_display_number(self, which: tuple[str, str]) -> str | None:
+        row = await self._database.run(lambda tx: tx.row(sql.display_number, *which))
+        return row["display_phone_number"] if row else None
 
     async def _read_number(self, number: tuple[str, str]) -> _Number | None:
         row = await self._database.run(lambda tx: tx.row(sql.any_channel_by_number, *number))

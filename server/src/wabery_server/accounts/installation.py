@@ -86,24 +86,19 @@ class DevAccount(Struct, frozen=True):
 
 
 async def bootstrap_dev(
-    tx: Tx,
-    organization_id: str,
-    *,
-    secret_key: str | None,
-    receiver_url: str,
-    keyring: Keyring,
-    at: datetime,
+    tx: Tx, *, keyring: Keyring, webhook_url: str, at: datetime, secret_key: str | None = None
 ) -> DevAccount:
     """The oldest test project, made when there is none, with keys to use it. Safe to repeat.
 
-    1. `secret_key` is the one from the last run; it is kept while it is a live key of that project, else there is a
-       new one. The publishable key can be read back.
-    2. Webhooks go to the built-in receiver at `receiver_url`, unless somebody has chosen another URL. Its port may
+    1. `secret_key` is the one of the last run; it is kept while it is a live key of that project, else there is a new
+       one. The publishable key can be read back.
+    2. Webhooks go to the built-in receiver at `webhook_url`, unless somebody has chosen another URL. Its port may
        differ from run to run; its path tells it apart.
     """
     project = next((one for one in reversed(await any_projects(tx, limit=1000)) if not one.livemode), None)
     if project is None:
-        new = new_project(organization_id, ProjectDraft(name="Sandbox"), keyring=keyring, at=at)
+        draft = ProjectDraft(name="Sandbox")
+        new = new_project(await find_organization(tx), draft, keyring=keyring, at=at)
         await create_project(tx, new, keyring=keyring, actor=_DEV, at=at)
         project = new.project
     known = await any_live_key(tx, secret_key) if secret_key else None
@@ -112,9 +107,9 @@ async def bootstrap_dev(
         await create_key(tx, made, actor=_DEV, at=at)
         secret_key = made.value
     endpoint = await default_endpoint(tx, project.id)
-    built_in = endpoint.url is None or urlsplit(endpoint.url).path == urlsplit(receiver_url).path
-    if built_in and endpoint.url != receiver_url:
-        changes = ProjectChanges(webhook_url=receiver_url)
+    built_in = endpoint.url is None or urlsplit(endpoint.url).path == urlsplit(webhook_url).path
+    if built_in and endpoint.url != webhook_url:
+        changes = ProjectChanges(webhook_url=webhook_url)
         project, endpoint = await update_project(tx, project.id, changes, keyring=keyring, actor=_DEV, at=at)
     channels = await list_channels(tx, project.id, limit=1000)
     return DevAccount(
