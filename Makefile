@@ -1,0 +1,56 @@
+# Every command a person or CI runs. Each installs what it needs into this clone (.venv), nothing outside it.
+SHELL := /bin/bash
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := server/src sdks/python/src server/tests sdks/python/tests tests bench
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help dev demo test check fix bench openapi lock clean
+
+help: ## list the commands
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
+
+dev: .venv/installed ## run the product on http://127.0.0.1:8420 (data in ./.wabery, delete it to reset)
+	@$(BIN)/wabery dev
+
+demo: .venv/installed ## the whole story, headless: mint, send, join, signed webhook
+	@$(BIN)/wabery dev --demo
+
+test: check ## every check, then every test
+	@$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
+
+check: .venv/installed ## formatting, lint, types, import rule, migrations, openapi.json
+	@$(BIN)/ruff format --check $(SOURCES)
+	@$(BIN)/ruff check $(SOURCES)
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+	@$(BIN)/squawk server/src/wabery_server/db/migrations/*.sql
+	@$(BIN)/wabery openapi --check openapi.json
+
+fix: .venv/installed ## format the code and mend what the linter can mend
+	@$(BIN)/ruff check --fix $(SOURCES)
+	@$(BIN)/ruff format $(SOURCES)
+
+bench: .venv/installed ## measure, beside the limit on the same PostgreSQL; writes bench/results/
+	@$(BIN)/python bench/run.py $(ARGS)
+
+openapi: .venv/installed ## write openapi.json from the routes table
+	@$(BIN)/wabery openapi > openapi.json
+
+lock: .venv/installed ## resolve the requirement files anew, with hashes
+	@cd requirements && for f in dev server; do \
+	  ../$(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-emit-index-url \
+	    --no-header --no-emit-package wabery --no-emit-package wabery-server --upgrade \
+	    ../server/pyproject.toml $$([ $$f = dev ] && echo ../sdks/python/pyproject.toml --all-extras dev.in) -o $$f.txt >/dev/null; done
+
+clean: ## remove what the commands above made
+	rm -rf .venv .wabery .*_cache .hypothesis
+
+.venv/installed: requirements/dev.txt server/pyproject.toml sdks/python/pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wabery needs Python 3.11 or later; try: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@echo "Installing into .venv (once, about a minute)" >&2
+	@$(PYTHON) -m venv --clear .venv
+	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
+	@$(BIN)/pip install --quiet --no-build-isolation --no-deps -e sdks/python -e server
+	@touch $@

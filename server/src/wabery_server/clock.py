@@ -1,0 +1,35 @@
+"""Business time: when an intent expires, when a retry is due. Tests and `wabery dev` move it; nothing sleeps on it.
+
+Signatures, TLS, leases and rate limits use wall time and do not come here.
+"""
+
+from datetime import UTC, datetime, timedelta
+from typing import Protocol
+
+
+class Clock(Protocol):
+    def now(self) -> datetime:
+        """The moment, aware, UTC."""
+
+
+class SystemClock:
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+
+class MovableClock:
+    """The system's clock plus an offset that somebody moves."""
+
+    def __init__(self, offset: timedelta = timedelta(0)) -> None:
+        self.offset = offset
+
+    def now(self) -> datetime:
+        return datetime.now(UTC) + self.offset
+
+    def move(self, by: timedelta) -> None:
+        self.offset += by
+
+
+def iso(moment: datetime) -> str:
+    """The contract's time: ISO 8601, UTC, milliseconds, `Z` (2026-06-27T00:00:00.000Z)."""
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"

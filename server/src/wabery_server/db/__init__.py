@@ -1,0 +1,236 @@
+"""The database: connections, transactions that can be repeated, and lanes for the hot statements.
+
+Every transaction is a function of `tx` that may run more than once: its inserts are idempotent and its ids, times and
+random values were made before it. `Database.run` repeats it after a deadlock or a lost connection, up to a deadline;
+an outcome that a cut connection left unknown is made known by running it again.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from types import TracebackType
+from typing import Self, TypeAlias, TypeVar
+
+import asyncpg
+
+from wabery_server import errors
+
+Row: TypeAlias = asyncpg.Record
+T = TypeVar("T")
+
+DEADLINE = timedelta(seconds=8)
+COMMAND_TIMEOUT = timedelta(seconds=5)
+"""A statement that takes longer is given up with its connection: the server behind it may be frozen."""
+LOCK_TIMEOUT = timedelta(seconds=2)
+
+_REPEATABLE = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.TooManyConnectionsError,
+    asyncpg.ReadOnlySQLTransactionError,
+    asyncpg.InterfaceError,
+    asyncpg.InternalClientError,  # a protocol state that a lost server left behind
+    ConnectionError,
+    TimeoutError,
+    OSError,
+)
+
+
+class Conflict(Exception):
+    """Somebody else wrote what this transaction had read: run it again."""
+
+
+@dataclass
+class Source:
+    """Where the database is: a DSN, or the parts of an embedded server's address, which a new owner may change."""
+
+    dsn: str | None = None
+    parts: dict[str, object] = field(default_factory=dict, repr=False)
+
+    async def connect(self, **settings: str) -> "asyncpg.Connection[Row]":
+        return await asyncpg.connect(
+            self.dsn,
+            **self.parts,
+            timeout=5,
+            command_timeout=COMMAND_TIMEOUT.total_seconds(),
+            statement_cache_size=300,
+            server_settings={
+                "application_name": "wabery",
+                "timezone": "UTC",
+                "jit": "off",
+                "lock_timeout": str(int(LOCK_TIMEOUT.total_seconds() * 1000)),
+                "idle_in_transaction_session_timeout": "30000",
+                **settings,
+            },
+        )
+
+
+class Tx:
+    """Inside a transaction. Whoever made it commits."""
+
+    __slots__ = ("_connection",)
+
+    def __init__(self, connection: "asyncpg.Connection[Row]") -> None:
+        self._connection = connection
+
+    async def rows(self, sql: str, *values: object) -> list[Row]:
+        found: list[Row] = await self._connection.fetch(sql, *values)
+        return found
+
+    async def row(self, sql: str, *values: object) -> Row | None:
+        return await self._connection.fetchrow(sql, *values)
+
+    async def run(self, sql: str, *values: object) -> None:
+        await self._connection.execute(sql, *values)
+
+    async def run_each(self, sql: str, many: Sequence[Sequence[object]]) -> None:
+        """One prepared statement for every row of values, sent together and answered together."""
+        if len(many) == 1:
+            await self._connection.fetch(sql, *many[0])
+        elif many:
+            await self._connection.executemany(sql, many)
+
+    async def rows_each(self, sql: str, many: Sequence[Sequence[object]]) -> list[Row]:
+        """Like `run_each`, with what the statements return, in their order."""
+        if len(many) == 1:
+            return await self.rows(sql, *many[0])
+        found: list[Row] = await self._connection.fetchmany(sql, many) if many else []
+        return found
+
+    async def savepoint(self, work: Callable[[], Awaitable[T]]) -> T:
+        """Runs `work` so that its failure undoes only itself."""
+        async with self._connection.transaction():
+            return await work()
+
+
+Work: TypeAlias = Callable[[Tx], Awaitable[T]]
+
+
+class Lane:
+    """One connection that runs one transaction after another: the hot statements stay prepared on it."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self._connection: asyncpg.Connection[Row] | None = None
+        self._turn = asyncio.Lock()
+
+    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE) -> T:
+        """Runs `work` in a transaction and commits it, again where that is safe. Raises errors.Unavailable."""
+        return await _until(deadline, lambda: self._once(work))
+
+    async def _once(self, work: Work[T]) -> T:
+        async with self._turn:
+            if self._connection is None or self._connection.is_closed():
+                self._connection = await self._source.connect()
+            try:
+                async with self._connection.transaction():
+                    return await work(Tx(self._connection))
+            except BaseException as failure:
+                if isinstance(failure, _LOST):
+                    self._connection.terminate()
+                raise
+
+    async def close(self) -> None:
+        async with self._turn:
+            if self._connection is not None and not self._connection.is_closed():
+                await self._connection.close(timeout=2)
+
+
+class Database:
+    """The pool for everything that is not hot, and the maker of lanes."""
+
+    def __init__(self, source: Source, *, pool_size: int = 4) -> None:
+        self.source = source
+        self._pool_size = pool_size
+        self._lanes: list[Lane] = []
+        self._pool: asyncpg.Pool[Row] | None = None
+
+    async def __aenter__(self) -> Self:
+        self._pool = await asyncpg.create_pool(
+            min_size=0,
+            max_size=self._pool_size,
+            max_inactive_connection_lifetime=60,
+            # A list with filters left open needs the plan of those that are set.
+            connect=lambda *_args, **_kwargs: self.source.connect(plan_cache_mode="force_custom_plan"),
+            reset=_leave_as_it_is,
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        async with AsyncExitStack() as stack:
+            if self._pool is not None:
+                stack.push_async_callback(_close_pool, self._pool)
+            for lane in self._lanes:
+                stack.push_async_callback(lane.close)
+
+    def lane(self) -> Lane:
+        lane = Lane(self.source)
+        self._lanes.append(lane)
+        return lane
+
+    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE) -> T:
+        """Runs `work` in a transaction and commits it, again where that is safe. Raises errors.Unavailable."""
+        return await _until(deadline, lambda: self._once(work))
+
+    async def _once(self, work: Work[T]) -> T:
+        assert self._pool is not None, "the database is opened with `async with`"
+        async with self._pool.acquire(timeout=5) as connection:
+            try:
+                async with connection.transaction():
+                    return await work(Tx(connection))
+            except BaseException as failure:
+                if isinstance(failure, _LOST):
+                    connection.terminate()
+                raise
+
+
+_LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    OSError,
+    TimeoutError,
+    asyncio.CancelledError,
+)
+"""After these a connection is never used again: its state, or its server's, is unknown."""
+
+
+async def _until(deadline: timedelta, once: Callable[[], Awaitable[T]]) -> T:
+    end = time.monotonic() + deadline.total_seconds()
+    pause = 0.01
+    while True:
+        try:
+            return await once()
+        except asyncpg.DataError:
+            raise  # an InterfaceError by inheritance, but a value of ours is wrong: repeating it changes nothing
+        except (*_REPEATABLE, Conflict) as failure:
+            if time.monotonic() + pause > end:
+                raise errors.Unavailable(retry_after=1) from failure
+        await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # jitter
+        pause = min(pause * 2, 0.5)
+
+
+async def _leave_as_it_is(_connection: "asyncpg.Connection[Row]") -> None:
+    """The pool's own reset costs 30 % more CPU; nothing here changes a connection's session."""
+
+
+async def _close_pool(pool: "asyncpg.Pool[Row]") -> None:
+    try:
+        await asyncio.wait_for(pool.close(), 5)
+    except TimeoutError:
+        pool.terminate()
+
+
+def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
+    """Rows turned into `width` arrays, for `unnest($1::text[], $2::text[])`."""
+    turned = [list(column) for column in zip(*rows, strict=True)]
+    return turned or [[] for _ in range(width)]

@@ -1,0 +1,160 @@
+"""Group commit: calls that arrive while a transaction is under way form the next one.
+
+No timer and no waiting when idle: a call that finds a free lane goes at once, alone.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
+from datetime import timedelta
+from typing import Generic, TypeVar
+
+from wabery_server import errors
+from wabery_server.db import Database, Lane, Tx
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+MAX_BATCH = 512
+MAX_QUEUE = 20_000
+
+
+class Batcher(Generic[Item, Result]):
+    """Hands many items to one transaction and answers each after its commit.
+
+    `flush(tx, items)` returns one result per item, in order; an exception in the list goes to that item's caller
+    alone, while the others commit. When the transaction itself fails, its items are run one by one, so that a row the
+    database refuses harms nobody else. `keys(item)` names what a batch may hold only once; a second item with a key of
+    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus).
+    """
+
+    def __init__(
+        self,
+        database: Database,
+        flush: Callable[[Tx, list[Item]], Awaitable[Sequence[Result | Exception]]],
+        *,
+        lanes: int = 1,
+        keys: Callable[[Item], Iterable[Hashable]] | None = None,
+        group: Callable[[Item], Hashable] | None = None,
+        max_batch: int = MAX_BATCH,
+        max_queue: int = MAX_QUEUE,
+    ) -> None:
+        self._flush = flush
+        self._keys = keys
+        self._group = group
+        self._max_batch = max_batch
+        self._max_queue = max_queue
+        self._idle = [database.lane() for _ in range(lanes)]
+        self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        self._held: set[Hashable] = set()
+        self._running: set[asyncio.Task[None]] = set()
+
+    async def submit(self, item: Item) -> Result:
+        """The item's result, after its commit. Raises what its flush raised, or errors.Unavailable when full.
+
+        A caller that goes away does not take its item back.
+        """
+        return await self.enqueue(item)
+
+    def enqueue(self, item: Item) -> "asyncio.Future[Result]":
+        """Like `submit`, for a caller that has many items and awaits them together."""
+        if len(self._queue) >= self._max_queue:
+            raise errors.Unavailable("The server is overloaded.", retry_after=1)
+        future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
+        self._queue.append((item, future))
+        self._start()
+        return future
+
+    async def drain(self) -> None:
+        """Waits until everything accepted has been answered."""
+        while self._queue or self._running:
+            await asyncio.wait(self._running)
+
+    def _start(self) -> None:
+        while self._idle and self._queue:
+            batch, held = self._take()
+            if not batch:
+                return
+            lane = self._idle.pop()
+            task = asyncio.create_task(self._serve(lane, batch, held))
+            self._running.add(task)
+            task.add_done_callback(self._running.discard)
+
+    def _take(self) -> tuple[list[tuple[Item, "asyncio.Future[Result]"]], set[Hashable]]:
+        """The next batch, oldest first, and the keys it holds; what must wait stays in the queue in its order."""
+        if self._keys is None and self._group is None:
+            if len(self._queue) <= self._max_batch:
+                batch = list(self._queue)
+                self._queue.clear()
+            else:
+                batch = [self._queue.popleft() for _ in range(self._max_batch)]
+            return batch, set()
+        batch = []
+        held: set[Hashable] = set()
+        passed: set[Hashable] = set()
+        waiting: deque[tuple[Item, asyncio.Future[Result]]] = deque()
+        group: Hashable = None
+        looked_at = 0
+        while self._queue and len(batch) < self._max_batch and looked_at < 4 * self._max_batch:
+            item, future = self._queue.popleft()
+            looked_at += 1
+            keys = set(self._keys(item)) if self._keys else set()
+            taken = (
+                not keys.isdisjoint(held) or not keys.isdisjoint(self._held) or not keys.isdisjoint(passed)
+            )
+            if self._group is not None and batch and self._group(item) != group:
+                taken = True
+            if taken:
+                passed |= keys
+                waiting.append((item, future))
+                continue
+            if self._group is not None:
+                group = self._group(item)
+            held |= keys
+            batch.append((item, future))
+        waiting.extend(self._queue)
+        self._queue = waiting
+        self._held |= held
+        return batch, held
+
+    async def _serve(
+        self, lane: Lane, batch: list[tuple[Item, "asyncio.Future[Result]"]], held: set[Hashable]
+    ) -> None:
+        try:
+            items = [item for item, _ in batch]
+            try:
+                results = await lane.run(lambda tx: self._flush(tx, items))
+            except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
+                if len(batch) == 1 or isinstance(failure, errors.Unavailable):
+                    for _, future in batch:
+                        _settle(future, failure)
+                else:
+                    await self._one_by_one(lane, batch)
+            else:
+                for (_, future), result in zip(batch, results, strict=True):
+                    _settle(future, result)
+        finally:
+            self._held -= held
+            self._idle.append(lane)
+            self._start()
+
+    async def _one_by_one(self, lane: Lane, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+        for item, future in batch:
+            try:
+                (result,) = await lane.run(lambda tx, item=item: self._flush(tx, [item]), deadline=_SINGLE)  # type: ignore[misc]
+            except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
+                _settle(future, failure)
+            else:
+                _settle(future, result)
+
+
+_SINGLE = timedelta(seconds=2)
+
+
+def _settle(future: "asyncio.Future[Result]", result: Result | Exception) -> None:
+    if future.done():
+        return
+    if isinstance(result, Exception):
+        future.set_exception(result)
+    else:
+        future.set_result(result)

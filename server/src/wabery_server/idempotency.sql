@@ -1,0 +1,28 @@
+-- name: insert, hot
+-- An answer whose 24 hours are over makes room for a new one.
+insert into idempotency_keys (project_id, api_key_id, call, key, request_hash, status, answer, secret_version,
+    object_ids, created_at, expires_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11)
+on conflict (project_id, api_key_id, call, key) do update
+    set request_hash = excluded.request_hash, status = excluded.status, answer = excluded.answer,
+        secret_version = excluded.secret_version, object_ids = excluded.object_ids,
+        created_at = excluded.created_at, expires_at = excluded.expires_at
+    where idempotency_keys.expires_at <= excluded.created_at
+returning project_id, api_key_id, call, key;
+
+-- name: find, hot
+select k.project_id, k.api_key_id, k.call, k.key, k.request_hash, k.status, k.answer, k.secret_version
+from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as wanted (project_id, api_key_id, call, key)
+join idempotency_keys k
+  on k.project_id = wanted.project_id and k.api_key_id = wanted.api_key_id
+ and k.call = wanted.call and k.key = wanted.key
+where k.expires_at > $5;
+
+-- name: prune
+delete from idempotency_keys
+where project_id = $1
+  and (api_key_id, call, key) in (
+      select old.api_key_id, old.call, old.key from idempotency_keys old
+      where old.project_id = $1 and old.expires_at <= $2
+      order by old.expires_at limit $3)
+returning key;

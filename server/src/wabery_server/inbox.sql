@@ -1,0 +1,12 @@
+-- name: seen, hot
+select m.project_id, m.channel_id, m.provider_message_id
+from unnest($1::text[], $2::text[], $3::text[]) as w (project_id, channel_id, provider_message_id)
+join messages m
+  on m.project_id = w.project_id and m.channel_id = w.channel_id and m.provider_message_id = w.provider_message_id;
+
+-- name: insert, hot
+insert into messages (project_id, id, channel_id, provider_message_id, kind, type, contact_id, conversation_id, text,
+    forwarded, sent_at, received_at, attempt, registration_intent_id, error, raw)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+on conflict (project_id, channel_id, provider_message_id) do nothing
+returning id;

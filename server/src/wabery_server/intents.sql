@@ -1,0 +1,114 @@
+-- part: columns
+i.project_id, i.id, i.status, i.customer_reference, i.metadata, i.reference_trust, i.channel_id, i.api_key_id,
+    i.locale, i.secret_version, i.created_at, i.expires_at, i.ended_at, i.rejection_reason, i.contact_id,
+    i.message_id, i.joined_at, i.already_linked
+
+-- name: pending, hot
+-- Per (project, reference, trust): how many are pending, and which is the oldest.
+select w.project_id, w.customer_reference, w.reference_trust, i.id
+from unnest($1::text[], $2::text[], $3::text[]) as w (project_id, customer_reference, reference_trust)
+join registration_intents i
+  on i.project_id = w.project_id and i.customer_reference = w.customer_reference
+where i.reference_trust = w.reference_trust and i.status = 'PENDING' and i.expires_at > $4
+order by i.id;
+
+-- name: insert, hot
+-- A transaction that runs again after a commit it did not hear of finds its own row.
+insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
+    api_key_id, locale, token_hash, token_prefix, secret_version, created_at, expires_at)
+values ($1, $2, 'PENDING', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
+on conflict (project_id, id) do nothing;
+
+-- name: find, hot
+select {columns}
+from unnest($1::text[], $2::text[]) as w (project_id, id)
+join registration_intents i on i.project_id = w.project_id and i.id = w.id;
+
+-- name: lock
+select {columns}
+from registration_intents i
+where i.project_id = $1 and i.id = $2
+for update of i;
+
+-- name: lock_by_token, hot
+select {columns}, i.token_hash, k.revoked_at, c.deleted_at
+from unnest($1::text[], $2::bytea[]) as w (project_id, token_hash)
+join registration_intents i on i.project_id = w.project_id and i.token_hash = w.token_hash
+left join api_keys k on k.id = i.api_key_id
+left join channels c on c.id = i.channel_id
+order by i.project_id, i.id
+for update of i;
+
+-- name: settle, hot
+-- Decides every race: only one transaction finds the row still pending.
+update registration_intents
+set status = $3, ended_at = $4, rejection_reason = $5, contact_id = $6, message_id = $7, joined_at = $8,
+    already_linked = $9
+where project_id = $1 and id = $2 and status = 'PENDING'
+returning id;
+
+-- name: listed
+select {columns}
+from registration_intents i
+where i.project_id = $1
+  and ($2::text is null or i.id < $2)
+  and ($3::text is null or i.status = $3)
+  and ($4::text is null or i.customer_reference = $4)
+  and ($5::text is null or i.contact_id = $5)
+  and ($6::text is null or i.channel_id = $6)
+  and ($7::timestamptz is null or i.created_at >= $7)
+  and ($8::timestamptz is null or i.created_at < $8)
+order by i.id desc
+limit $9;
+
+-- name: extend
+update registration_intents set expires_at = $3
+where project_id = $1 and id = $2 and status = 'PENDING'
+returning id;
+
+-- name: any_project_due
+-- Off the hot path: which projects have something for the sweeper. One index probe a project.
+select p.id from projects p
+where exists (
+    select 1 from registration_intents i
+    where i.project_id = p.id and i.status = 'PENDING' and i.expires_at <= $1)
+limit $2;
+
+-- name: due
+select {columns}
+from registration_intents i
+where i.project_id = $1 and i.status = 'PENDING' and i.expires_at <= $2
+order by i.expires_at
+limit $3
+for update of i skip locked;
+
+-- name: pending_of_key
+select {columns}
+from registration_intents i
+where i.project_id = $1 and i.status = 'PENDING' and i.api_key_id = $2
+order by i.id
+limit $3
+for update of i;
+
+-- name: pending_of_channel
+select {columns}
+from registration_intents i
+where i.project_id = $1 and i.status = 'PENDING' and i.channel_id = $2
+order by i.id
+limit $3
+for update of i;
+
+-- name: any_ended_with_pending
+-- Off the hot path: keys and channels that ended since $1 and still have pending intents.
+select k.project_id, k.id, true as is_key
+from api_keys k
+where k.revoked_at > $1 and exists (
+    select 1 from registration_intents i
+    where i.project_id = k.project_id and i.status = 'PENDING' and i.api_key_id = k.id)
+union all
+select c.project_id, c.id, false
+from channels c
+where c.deleted_at > $1 and exists (
+    select 1 from registration_intents i
+    where i.project_id = c.project_id and i.status = 'PENDING' and i.channel_id = c.id)
+limit $2;
