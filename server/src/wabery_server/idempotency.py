@@ -131,6 +131,11 @@ async def find(
     return found
 
 
+async def projects_with_expired(tx: Tx, now: datetime, limit: int) -> list[str]:
+    """Projects that have something to prune."""
+    return [row["id"] for row in await tx.rows(sql.any_project_expired, now, limit)]
+
+
 async def prune(tx: Tx, project_id: str, now: datetime, limit: int) -> int:
     """Deletes answers whose time is over; returns how many."""
     return len(await tx.rows(sql.prune, project_id, now, limit))

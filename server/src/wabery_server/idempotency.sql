@@ -18,6 +18,12 @@ join idempotency_keys k
  and k.call = wanted.call and k.key = wanted.key
 where k.expires_at > $5;
 
+-- name: any_project_expired
+-- Off the hot path: which projects have something to prune. One index probe a project.
+select p.id from projects p
+where exists (select 1 from idempotency_keys k where k.project_id = p.id and k.expires_at <= $1)
+limit $2;
+
 -- name: prune
 delete from idempotency_keys
 where project_id = $1

@@ -1,0 +1,353 @@
+"""The outbox: what happened, and who has to be told.
+
+An event is written in the transaction of the change it announces, with one delivery per endpoint that wants it, so that
+neither exists without the other. The delivery row is the queue item:
+
+    record --> pending (due_at) -- claim --> pending (due_at = end of the lease) -- settle --> delivered
+                  ^                                      |        |                 +--------> failed: no attempt is left
+                  |            the lease ran out         |        | again later     +--------> held: cannot be sent now
+                  +--------------------------------------+--------+
+
+Whoever claims a delivery may send it until the lease ends; one that is never settled comes back by itself. So each is
+sent at least once, always with the same bytes and the same event id.
+
+Due times and leases are wall time: somebody who moves the business clock neither hurries a retry nor strands a lease.
+"""
+
+import enum
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+
+import msgspec
+from msgspec import Struct
+
+from wabery_server import accounts, ids
+from wabery_server.accounts import Endpoint, Project
+from wabery_server.clock import iso
+from wabery_server.db import Row, Tx, columns, queries
+
+sql = queries.beside(__file__)
+
+
+class EventType(enum.StrEnum):
+    """What can happen. An endpoint names the types it wants; without a list it gets all but the opt-in ones."""
+
+    PARTICIPANT_JOINED = "participant.joined"
+    """A person sent the link's message: their WhatsApp account now belongs to the customer reference.
+
+    `already_linked` is true when the same person had been linked to the same reference before.
+    """
+    PARTICIPANT_UNLINKED = "participant.unlinked"
+    """A link ended; `reason` says why. No more messages of this person carry the reference."""
+    MESSAGE_RECEIVED = "message.received"
+    """A person wrote something that is not a registration. `customer_reference` is null while they are not linked."""
+    REGISTRATION_INTENT_CREATED = "registration_intent.created"
+    """An intent was minted. Opt-in: an endpoint gets it only if it names it."""
+    REGISTRATION_INTENT_REJECTED = "registration_intent.rejected"
+    """An intent ended without a link; `rejection_reason` says why."""
+    REGISTRATION_INTENT_EXPIRED = "registration_intent.expired"
+    """Nobody sent the link's message in time, and the grace for late arrivals is over too."""
+    REGISTRATION_INTENT_ATTEMPT_FAILED = "registration_intent.attempt_failed"
+    """A message carried a token and joined nobody; `attempt.code` says why. Opt-in, as for every typo there is one."""
+    SECURITY_TOKEN_REUSE = "security.token_reuse"
+    """Somebody else sent a token that had already joined its person. Nothing changed, but the link was passed on."""
+    WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
+    """Nothing is sent to this endpoint any more, and what is due for it is held; `reason` says why."""
+
+
+OPT_IN = frozenset(
+    {EventType.REGISTRATION_INTENT_CREATED, EventType.REGISTRATION_INTENT_ATTEMPT_FAILED},
+)
+"""Sent only to endpoints that name them, and not stored when none does."""
+
+
+class Event(Struct, kw_only=True):
+    """Something that happened, as its room tells it."""
+
+    id: str
+    project_id: str
+    type: EventType
+    payload: dict[str, object]
+    """Beyond the five fields that `record` puts into every payload. Times as `clock.iso` writes them."""
+    created_at: datetime
+    """The business moment; also what the body says as `sentAt`, on every attempt."""
+    contact_id: str | None = None
+    registration_intent_id: str | None = None
+
+
+class State(enum.StrEnum):
+    """Where a delivery stands."""
+
+    PENDING = "pending"
+    """It is sent when its time comes."""
+    DELIVERED = "delivered"
+    """The endpoint took it."""
+    FAILED = "failed"
+    """The last attempt failed, or the endpoint asked not to get this one again."""
+    HELD = "held"
+    """Its endpoint is disabled or has no URL. Nothing is lost and no attempt is used up: it can be replayed."""
+
+
+class Claimed(Struct, frozen=True, kw_only=True):
+    """A delivery that is ours to send until the lease ends."""
+
+    project_id: str
+    id: str
+    lease: datetime
+    due_at: datetime
+    """When it was due before it was claimed."""
+    attempts: int
+    """How many were made and counted before."""
+    event_id: str
+    event_type: str | None
+    body: bytes | None
+    """None: the event is gone."""
+    endpoint_id: str
+    endpoint: Endpoint | None
+    """As it is at this moment: what was due before a change goes to the new URL. None: it is gone."""
+    livemode: bool
+
+    @property
+    def number(self) -> int:
+        """The number of the attempt to make now, from 1."""
+        return self.attempts + 1
+
+
+class Attempt(Struct, frozen=True, kw_only=True):
+    """One attempt that counts, as the delivery log keeps it."""
+
+    outcome: str
+    status: int | None
+    error: str | None
+    response_body: bytes
+    address: str | None
+    elapsed: timedelta
+    at: datetime
+    """Wall time of its start."""
+
+
+class Settled(Struct, frozen=True, kw_only=True):
+    """What becomes of a claimed delivery."""
+
+    claimed: Claimed
+    state: State
+    due_at: datetime | None = None
+    """While pending: when to try again."""
+    attempt: Attempt | None = None
+    """None: nothing was sent, or it does not count."""
+
+    def __post_init__(self) -> None:
+        assert (self.state is State.PENDING) == (self.due_at is not None)
+        assert self.state not in _ENDED or self.attempt is not None
+
+
+_ENDED = (State.DELIVERED, State.FAILED)
+
+
+async def record(tx: Tx, events: Sequence[Event], projects: Mapping[str, Project]) -> bool:
+    """Writes events in the transaction of their change, and a delivery for each endpoint that wants them.
+
+    Returns whether anything is due now: then `signals.tell("due")` after the commit spares the worker a poll. An
+    endpoint that is disabled gets its delivery held. `projects` holds the projects of the events. Safe to repeat.
+    """
+    if not events:
+        return False
+    listening = await _listening(tx, {event.project_id for event in events})
+    now = datetime.now(UTC)
+    stored: list[tuple[object, ...]] = []
+    deliveries: list[tuple[object, ...]] = []
+    due = False
+    for event in events:
+        wanting = [one for one in listening.get(event.project_id, ()) if _wants(one, event.type)]
+        if not wanting and event.type in OPT_IN:
+            continue
+        stored.append(
+            (
+                event.project_id,
+                event.id,
+                event.type,
+                event.contact_id,
+                event.registration_intent_id,
+                _body(event, projects[event.project_id]),
+                event.created_at,
+            )
+        )
+        for endpoint in wanting:
+            state = State.PENDING if endpoint.disabled_at is None else State.HELD
+            due_at = now if state is State.PENDING else None
+            due = due or due_at is not None
+            delivery_id = _delivery_id(event.id, endpoint.id)
+            deliveries.append(
+                (event.project_id, delivery_id, event.id, endpoint.id, state, due_at, event.created_at)
+            )
+    await tx.run_each(sql.insert_event, stored)
+    await tx.run_each(sql.insert_delivery, deliveries)
+    return due
+
+
+async def wanted(tx: Tx, project_ids: Iterable[str], type: EventType) -> set[str]:
+    """Projects with an endpoint for this type: the others need not make up an opt-in event that is thrown away."""
+    listening = await _listening(tx, set(project_ids))
+    return {project_id for project_id, some in listening.items() if any(_wants(one, type) for one in some)}
+
+
+async def _listening(tx: Tx, project_ids: set[str]) -> dict[str, list[Endpoint]]:
+    listening: dict[str, list[Endpoint]] = {}
+    for endpoint in await accounts.endpoints(tx, sorted(project_ids)):
+        listening.setdefault(endpoint.project_id, []).append(endpoint)
+    return listening
+
+
+def _wants(endpoint: Endpoint, type: EventType) -> bool:
+    if endpoint.url is None:
+        return False
+    return type not in OPT_IN if endpoint.events is None else type in endpoint.events
+
+
+def _body(event: Event, project: Project) -> bytes:
+    """The contract's body. These bytes are signed and sent on every attempt, and never made again."""
+    created_at = iso(event.created_at)
+    return _encode(
+        {
+            "event": event.type,
+            "payload": {
+                "event_id": event.id,
+                "organization_id": project.organization_id,
+                "project_id": event.project_id,
+                "livemode": project.livemode,
+                "created_at": created_at,
+                **event.payload,
+            },
+            "sentAt": created_at,
+        }
+    )
+
+
+_encode = msgspec.json.Encoder().encode
+
+
+def _delivery_id(event_id: str, endpoint_id: str) -> str:
+    """The same each time a transaction is repeated: the event's id with its last 60 bits hashed with the endpoint's."""
+    digest = hashlib.sha256(f"{event_id}{endpoint_id}".encode()).digest()
+    return f"dlv_{event_id[4:18]}{ids.encode130(int.from_bytes(digest[:8]))[-12:]}"
+
+
+async def due_projects(tx: Tx, now: datetime, limit: int) -> list[str]:
+    """Projects that have something to send, the longest waiting first."""
+    return [row["project_id"] for row in await tx.rows(sql.any_due_projects, now, limit)]
+
+
+async def claim(
+    tx: Tx,
+    project_id: str,
+    now: datetime,
+    lease: timedelta,
+    limit: int,
+    excluding: Collection[str] = (),
+) -> list[Claimed]:
+    """Takes due deliveries of one project, the longest due first, and passes over those of the endpoints `excluding`.
+
+    Two that claim at once get different rows. Nothing is held open while they are sent: after `now` + `lease`, what has
+    not been settled is due again.
+    """
+    until = now + lease
+    rows = await tx.rows(sql.claim, project_id, now, until, limit, list(excluding))
+    endpoints = {row["endpoint_id"]: _endpoint(project_id, row) for row in rows}
+    return [
+        Claimed(
+            project_id=project_id,
+            id=row["id"],
+            lease=until,
+            due_at=row["due_at"],
+            attempts=row["attempts"],
+            event_id=row["event_id"],
+            event_type=row["type"],
+            body=row["body"],
+            endpoint_id=row["endpoint_id"],
+            endpoint=endpoints[row["endpoint_id"]],
+            livemode=row["livemode"] is not False,
+        )
+        for row in rows
+    ]
+
+
+def _endpoint(project_id: str, row: Row) -> Endpoint | None:
+    if row["secrets"] is None:
+        return None
+    return Endpoint(
+        id=row["endpoint_id"],
+        project_id=project_id,
+        is_default=row["is_default"],
+        url=row["url"],
+        events=row["events"],
+        secrets=row["secrets"],
+        secret_version=row["secret_version"],
+        disabled_at=row["disabled_at"],
+        disabled_reason=row["disabled_reason"],
+        created_at=row["endpoint_created_at"],
+    )
+
+
+async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
+    """Writes what became of claimed deliveries, and their attempts; tells for each whether the lease was still ours.
+
+    Where it was not, somebody else has the delivery now and nothing is changed.
+    """
+    rows = [
+        (
+            result.claimed.project_id,
+            result.claimed.id,
+            result.claimed.lease,
+            result.state,
+            0 if result.attempt is None else 1,
+            result.due_at,
+            result.attempt.at + result.attempt.elapsed if result.state in _ENDED and result.attempt else None,
+        )
+        for result in results
+    ]
+    ours = {(row["project_id"], row["id"]) for row in await tx.rows(sql.settle, *columns(rows, 7))}
+    kept = [(result.claimed.project_id, result.claimed.id) in ours for result in results]
+    await tx.run_each(
+        sql.insert_attempt,
+        [
+            (
+                result.claimed.project_id,
+                result.claimed.id,
+                result.claimed.number,
+                attempt.outcome,
+                attempt.status,
+                attempt.error,
+                attempt.response_body,
+                attempt.address,
+                attempt.elapsed / timedelta(milliseconds=1),
+                attempt.at,
+            )
+            for result, is_ours in zip(results, kept, strict=True)
+            if is_ours and (attempt := result.attempt)
+        ],
+    )
+    return kept
+
+
+async def disable_endpoint(
+    tx: Tx, project_id: str, endpoint_id: str, reason: str, *, event_id: str, at: datetime
+) -> bool:
+    """Stops sending to an endpoint and tells the project's others; returns whether that event is due for one.
+
+    1. The endpoint is disabled; one that was disabled before keeps its reason, and nothing follows.
+    2. `webhook_endpoint.disabled` is recorded.
+    3. What is pending for it becomes held when its time comes.
+    """
+    await accounts.disable_endpoint(tx, project_id, endpoint_id, reason, at)
+    endpoints = {endpoint.id: endpoint for endpoint in await accounts.endpoints(tx, [project_id])}
+    if endpoint_id not in endpoints or endpoints[endpoint_id].disabled_at != at:
+        return False
+    event = Event(
+        id=event_id,
+        project_id=project_id,
+        type=EventType.WEBHOOK_ENDPOINT_DISABLED,
+        payload={"endpoint_id": endpoint_id, "reason": reason, "since": iso(at)},
+        created_at=at,
+    )
+    return await record(tx, [event], await accounts.projects(tx, [project_id]))

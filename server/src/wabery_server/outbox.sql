@@ -1,0 +1,55 @@
+-- name: insert_event, hot
+insert into events (project_id, id, type, contact_id, registration_intent_id, body, created_at)
+values ($1, $2, $3, $4, $5, $6, $7)
+on conflict do nothing;
+
+-- name: insert_delivery, hot
+insert into deliveries (project_id, id, event_id, endpoint_id, state, due_at, created_at)
+values ($1, $2, $3, $4, $5, $6, $7)
+on conflict do nothing;
+
+-- name: any_due_projects, hot
+-- For the worker, which serves every project; unlocked, because claiming decides.
+select d.project_id
+from deliveries d
+where d.due_at <= $1
+group by d.project_id
+order by min(d.due_at)
+limit $2;
+
+-- name: claim, hot
+-- `= any(array(…))` and not a join, so that the planner takes the primary key whatever it believes about the queue.
+-- The left joins keep a delivery in sight whose event or endpoint is gone: it is held instead of staying due.
+with due as (
+    select d.id, d.event_id, d.endpoint_id, d.attempts, d.due_at
+    from deliveries d
+    where d.project_id = $1 and d.due_at <= $2 and d.endpoint_id <> all($5)
+    order by d.due_at
+    limit $4
+    for update skip locked),
+leased as (
+    update deliveries d set due_at = $3
+    where d.project_id = $1 and d.id = any(array(select due.id from due)))
+select due.id, due.event_id, due.endpoint_id, due.attempts, due.due_at, e.type, e.body, p.livemode,
+    w.is_default, w.url, w.events, w.secrets, w.secret_version, w.disabled_at,
+    w.disabled_reason, w.created_at as endpoint_created_at
+from due
+left join events e on e.project_id = $1 and e.id = due.event_id
+left join webhook_endpoints w on w.id = due.endpoint_id and w.project_id = $1
+left join projects p on p.id = $1
+order by due.due_at;
+
+-- name: settle, hot
+-- Only while the lease is ours: whoever claims the row after us moves due_at on, and whoever holds it removes it.
+update deliveries d
+set state = s.state, attempts = d.attempts + s.charged, due_at = s.due_at, ended_at = s.ended_at
+from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[])
+    as s (project_id, id, lease, state, charged, due_at, ended_at)
+where d.project_id = s.project_id and d.id = s.id and d.due_at = s.lease
+returning d.project_id, d.id;
+
+-- name: insert_attempt, hot
+insert into delivery_attempts (project_id, delivery_id, number, outcome, status, error, response_body, address,
+    elapsed_ms, attempted_at)
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
+on conflict do nothing;
