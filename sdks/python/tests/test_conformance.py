@@ -1,24 +1,30 @@
 """The vectors in sdks/conformance, run by this SDK."""
 
+import base64
 import json
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wabery import _core, keys
+from wabery import WebhookVerificationError, _core, keys
 from wabery._core import Answer, Call, Core, Pause, Request, connection_error
 from wabery.errors import APIConnectionError, APIError, APITimeoutError
+from wabery.webhooks import sign_for_test, verify
 
 CONFORMANCE = Path(__file__).parents[2] / "conformance"
 KEY = "wab_live_0123456789ABCDEFGHIJKLMNOPQRST29Z8aS"
 
 
-def cases(name: str) -> list[Any]:
-    return [
-        pytest.param(case, id=case["name"]) for case in json.loads((CONFORMANCE / name).read_text())["cases"]
-    ]
+def cases(name: str, group: str = "cases") -> list[Any]:
+    vectors = json.loads((CONFORMANCE / name).read_text())
+    return [pytest.param(case, id=case["name"]) for case in vectors[group]]
+
+
+def body_of(case: dict[str, Any]) -> bytes:
+    return base64.b64decode(case["body_base64"]) if "body_base64" in case else case["body"].encode()
 
 
 def core(**options: Any) -> Core:
@@ -54,6 +60,31 @@ def test_errors(case: dict[str, Any]) -> None:
     assert {name: getattr(raised.value, name) for name in expected} == expected
     assert raised.value.status == answer.status
     assert raised.value.message
+
+
+@pytest.mark.parametrize("case", cases("signatures.json"))
+def test_signatures(case: dict[str, Any]) -> None:
+    now = datetime.fromtimestamp(case["now"], UTC)
+    fault = None
+
+    try:
+        verify(body_of(case), case["headers"], case["secrets"], now=now)
+    except WebhookVerificationError as refused:
+        fault = refused.fault
+
+    assert fault == case["fault"]
+
+
+@pytest.mark.parametrize("case", cases("signatures.json", "signed"))
+def test_signatures_made_for_tests(case: dict[str, Any]) -> None:
+    current, *following = case["secrets"]
+    now = datetime.fromtimestamp(case["timestamp"], UTC)
+
+    signed = sign_for_test(
+        body_of(case), current, next_secret=next(iter(following), None), event_id=case["id"], now=now
+    )
+
+    assert {name: signed.headers[name] for name in case["headers"]} == case["headers"]
 
 
 class Clock:

@@ -201,7 +201,7 @@ def test_every_cause_has_its_name() -> None:
     assert fault_of(verify, None, headers, SECRET, now=NOW) == "body_not_bytes"
     assert fault_of(verify, body, {}, SECRET, now=NOW) == "missing_header"
     assert fault_of(verify, body, contract, SECRET, require_timestamp=True) == "missing_header"
-    assert fault_of(verify, body, {**headers, "webhook-signature": None}, SECRET) == "missing_header"
+    assert fault_of(verify, body, {**headers, "webhook-id": None}, SECRET) == "missing_header"
     assert fault_of(verify, body, {**headers, "webhook-timestamp": "soon"}, SECRET) == "malformed_header"
     assert fault_of(verify, body, {**headers, "webhook-signature": "v1a,AAAA"}, SECRET) == "malformed_header"
     assert fault_of(verify, body, {"x-wabery-signature": "md5=1"}, SECRET) == "malformed_header"

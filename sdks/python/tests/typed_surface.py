@@ -24,7 +24,7 @@ def sync(client: Wabery) -> None:
     for listed in client.registration_intents.list():
         assert_type(listed, RegistrationIntent)
     assert_type(client.projects.update("proj_1", webhook_url=None), Project)
-    assert_type(client.api_keys.create(kind="secret"), APIKey)
+    assert_type(client.api_keys.create(name="ci"), APIKey)
     assert_type(client.channels.get("channel_1"), Channel)
     assert_type(client.events.list().next_page(), Page[Event] | None)
     assert_type(client.with_options(max_retries=0), Wabery)

@@ -16,7 +16,6 @@ import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from email.utils import parsedate_to_datetime
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
 from urllib.parse import quote, urlencode, urlsplit
 
@@ -383,6 +382,8 @@ def _retry_after(value: str | None) -> float | None:
     """Seconds from a `Retry-After` header, in either of its forms (RFC 9110, 10.2.3); None when it is neither."""
     if value is None:
         return None
+    from email.utils import parsedate_to_datetime  # slow to import, and rarely needed
+
     try:
         if value.strip().isdigit():
             return float(value)

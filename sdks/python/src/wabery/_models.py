@@ -28,7 +28,7 @@ class Object:
 
     _objects: ClassVar[dict[str, type[Object]]] = {}
     """Fields whose objects have a class of their own."""
-    _free: ClassVar[frozenset[str]] = frozenset({"metadata"})
+    _free: ClassVar[frozenset[str]] = frozenset({"metadata", "prefilled_texts"})
     """Fields whose content belongs to the app: plain dicts, untouched."""
     _shown: ClassVar[tuple[str, ...]] = ("id", "status", "phase", "name", "livemode")
 
@@ -137,6 +137,10 @@ class QR(Object):
 
     __slots__ = ()
     svg: str
+    size: int
+    """Modules per side, without the quiet zone of four."""
+    modules: str
+    """Base64 of the rows, each padded to whole bytes, most significant bit first."""
 
 
 class RegistrationIntent(Object, nested={"identity": Identity, "whatsapp": WhatsAppIdentity, "qr": QR}):
@@ -176,23 +180,8 @@ class RegistrationIntent(Object, nested={"identity": Identity, "whatsapp": Whats
         return self._data.get("status") != "PENDING"
 
 
-class Project(Object):
-    """A tenant: its keys, channels, policy and webhook settings."""
-
-    __slots__ = ()
-
-    object: str
-    id: str
-    name: str
-    livemode: bool
-    created_at: datetime
-    webhook_url: str | None
-    webhook_secret: str
-    """Only with scope `projects:write`, and never in a list."""
-
-
 class APIKey(Object):
-    """An API key, without the key itself except in the answer that created or rotated it."""
+    """An API key. `key` is null for a secret key, except in the answer that made it."""
 
     __slots__ = ()
 
@@ -200,8 +189,7 @@ class APIKey(Object):
     id: str
     kind: Literal["secret", "publishable"] | str
     name: str
-    key: str
-    """Shown once for a secret key."""
+    key: str | None
     last4: str
     scopes: list[str]
     allowed_origins: list[str]
@@ -209,6 +197,36 @@ class APIKey(Object):
     expires_at: datetime | None
     revoked_at: datetime | None
     last_used_at: datetime | None
+    warning: str | None
+
+
+class Project(Object, nested={"api_key": APIKey}):
+    """A tenant: its policy and webhook settings."""
+
+    __slots__ = ()
+
+    object: str
+    id: str
+    organization_id: str
+    name: str
+    livemode: bool
+    prefilled_text: str
+    prefilled_texts: dict[str, str]
+    publishable_expires_in: int
+    secret_expires_in: int
+    supersede: bool
+    unsigned_references: Literal["accept", "refuse"] | str
+    on_identity_linked: Literal["reject", "replace", "allow"] | str
+    on_reference_linked: Literal["replace", "reject"] | str
+    references_per_contact: int
+    created_at: datetime
+    webhook_url: str | None
+    """Not in a list."""
+    webhook_disabled_reason: str | None
+    webhook_secret: str
+    """Only with scope `projects:write`, and never in a list."""
+    api_key: APIKey
+    """The new project's first key, in the answer that made it."""
 
 
 class Channel(Object):
@@ -223,8 +241,11 @@ class Channel(Object):
     phone_number_id: str
     display_phone_number: str
     waba_id: str
+    portfolio_id: str | None
     sandbox: bool
     created_at: datetime
+    verify_token: str
+    """For Meta's dashboard; not in a list."""
 
 
 class Event(Object, shown=("id", "type")):

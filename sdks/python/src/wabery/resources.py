@@ -98,10 +98,11 @@ class RegistrationIntents(Resource[V]):
         *,
         client_secret: str | None | NotGiven = NOT_GIVEN,
         wait: int | NotGiven = NOT_GIVEN,
+        include: Sequence[Literal["qr"] | str] | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[RegistrationIntent]:
         """Read an intent. With `wait` (0 to 25 seconds) the server answers at once on a change, else at its end."""
-        return _get(intent_id, client_secret, wait, options)
+        return _get(intent_id, client_secret, wait, options, _strings("include", include))
 
     @flow
     def wait(
@@ -196,13 +197,17 @@ class RegistrationIntents(Resource[V]):
 
 
 def _get(
-    intent_id: str, client_secret: str | None | NotGiven, wait: int | NotGiven, options: CallOptions
+    intent_id: str,
+    client_secret: str | None | NotGiven,
+    wait: int | NotGiven,
+    options: CallOptions,
+    include: Sequence[str] | NotGiven = NOT_GIVEN,
 ) -> Call[RegistrationIntent]:
     return Call(
         "GET",
         path("registration-intents", intent_id),
         RegistrationIntent,
-        query=given(wait=wait),
+        query=given(wait=wait, include=include if isinstance(include, NotGiven) else ",".join(include)),
         headers=_secret(client_secret),
         options=options,
         least_timeout=0.0 if isinstance(wait, NotGiven) else wait + _SLOWEST_ANSWER,
@@ -220,12 +225,12 @@ class Projects(Resource[V]):
         cursor: str | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[Listing[Project]]:
-        """Projects this key may see, without their webhook secrets."""
+        """The projects this key may see, without their webhook settings."""
         return _list("projects", Project, {}, limit, cursor, options)
 
     @endpoint
     def get(self, project_id: str, **options: Unpack[CallOptions]) -> Call[Project]:
-        """A project; its `webhook_secret` is there with scope `projects:write`."""
+        """The key's own project; its `webhook_secret` is there with scope `projects:write`."""
         return Call("GET", path("projects", project_id), Project, options=options)
 
     @endpoint
@@ -236,7 +241,7 @@ class Projects(Resource[V]):
         livemode: bool | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[Project]:
-        """Make a project. `livemode` cannot be changed later: it decides the prefix of the project's keys."""
+        """Found a project; the answer carries its first `api_key`, once. `livemode` is fixed: it decides the keys' prefix."""
         return Call(
             "POST", path("projects"), Project, body=given(name=name, livemode=livemode), options=options
         )
@@ -306,25 +311,24 @@ class APIKeys(Resource[V]):
     def create(
         self,
         *,
-        kind: Literal["secret", "publishable"] | str,
-        name: str | NotGiven = NOT_GIVEN,
+        name: str,
+        kind: Literal["secret", "publishable"] | str | NotGiven = NOT_GIVEN,
         scopes: Sequence[str] | NotGiven = NOT_GIVEN,
         allowed_origins: Sequence[str] | NotGiven = NOT_GIVEN,
         expires_at: datetime | None | NotGiven = NOT_GIVEN,
-        project_id: str | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[APIKey]:
-        """Make a key; `key` in the answer is the only time a secret key is shown.
+        """Make a key, a secret one unless said otherwise. `key` in the answer is the only time a secret key is shown.
 
-        scopes: for secret keys. allowed_origins: for publishable keys; empty means any.
+        scopes: of a secret key; `read_only` and `full` stand for several. allowed_origins: of a publishable key; empty
+        means any.
         """
         body = given(
-            kind=kind,
             name=name,
+            kind=kind,
             scopes=_strings("scopes", scopes),
             allowed_origins=_strings("allowed_origins", allowed_origins),
             expires_at=expires_at,
-            project_id=project_id,
         )
         return Call("POST", path("api-keys"), APIKey, body=body, options=options)
 
@@ -334,17 +338,13 @@ class APIKeys(Resource[V]):
         key_id: str,
         *,
         name: str | NotGiven = NOT_GIVEN,
-        scopes: Sequence[str] | NotGiven = NOT_GIVEN,
         allowed_origins: Sequence[str] | NotGiven = NOT_GIVEN,
         expires_at: datetime | None | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[APIKey]:
-        """Change the named settings and leave the others."""
+        """Change the named settings and leave the others. A key's scopes are fixed: make another key."""
         body = given(
-            name=name,
-            scopes=_strings("scopes", scopes),
-            allowed_origins=_strings("allowed_origins", allowed_origins),
-            expires_at=expires_at,
+            name=name, allowed_origins=_strings("allowed_origins", allowed_origins), expires_at=expires_at
         )
         return Call("PATCH", path("api-keys", key_id), APIKey, body=body, options=options)
 
@@ -354,17 +354,9 @@ class APIKeys(Resource[V]):
         return Call("DELETE", path("api-keys", key_id), APIKey, options=options)
 
     @endpoint
-    def rotate(
-        self,
-        key_id: str,
-        *,
-        overlap: int | NotGiven = NOT_GIVEN,
-        **options: Unpack[CallOptions],
-    ) -> Call[APIKey]:
-        """A new key under the same id; the old one works for another `overlap` seconds."""
-        return Call(
-            "POST", path("api-keys", key_id, "rotate"), APIKey, body=given(overlap=overlap), options=options
-        )
+    def rotate(self, key_id: str, **options: Unpack[CallOptions]) -> Call[APIKey]:
+        """A new key under the same id; for a while both work."""
+        return Call("POST", path("api-keys", key_id, "rotate"), APIKey, options=options)
 
 
 class Channels(Resource[V]):
@@ -390,19 +382,23 @@ class Channels(Resource[V]):
     def create(
         self,
         *,
+        name: str,
         phone_number_id: str,
         display_phone_number: str,
         waba_id: str,
         app_secret: str,
-        access_token: str | NotGiven = NOT_GIVEN,
-        verify_token: str | NotGiven = NOT_GIVEN,
-        portfolio_id: str | NotGiven = NOT_GIVEN,
+        access_token: str | None | NotGiven = NOT_GIVEN,
+        verify_token: str | None | NotGiven = NOT_GIVEN,
+        portfolio_id: str | None | NotGiven = NOT_GIVEN,
         provider: Literal["meta"] | str | NotGiven = NOT_GIVEN,
-        name: str | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[Channel]:
-        """Connect a number of the Meta Cloud API. ConflictError `number_taken` when it belongs to another channel."""
+        """Connect a number of the Meta Cloud API. ConflictError `number_taken` when it belongs to another channel.
+
+        access_token: without one the channel cannot send replies. verify_token: left out, the server makes one.
+        """
         body = given(
+            name=name,
             phone_number_id=phone_number_id,
             display_phone_number=display_phone_number,
             waba_id=waba_id,
@@ -411,7 +407,6 @@ class Channels(Resource[V]):
             verify_token=verify_token,
             portfolio_id=portfolio_id,
             provider=provider,
-            name=name,
         )
         return Call("POST", path("channels"), Channel, body=body, options=options)
 
@@ -421,13 +416,22 @@ class Channels(Resource[V]):
         channel_id: str,
         *,
         name: str | NotGiven = NOT_GIVEN,
-        app_secret: str | NotGiven = NOT_GIVEN,
-        access_token: str | NotGiven = NOT_GIVEN,
+        display_phone_number: str | NotGiven = NOT_GIVEN,
+        portfolio_id: str | None | NotGiven = NOT_GIVEN,
+        app_secrets: Sequence[str] | NotGiven = NOT_GIVEN,
         verify_token: str | NotGiven = NOT_GIVEN,
+        access_token: str | None | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[Channel]:
-        """Change the named settings and leave the others."""
-        body = given(name=name, app_secret=app_secret, access_token=access_token, verify_token=verify_token)
+        """Change the named settings and leave the others. app_secrets: all that are accepted from now on."""
+        body = given(
+            name=name,
+            display_phone_number=display_phone_number,
+            portfolio_id=portfolio_id,
+            app_secrets=_strings("app_secrets", app_secrets),
+            verify_token=verify_token,
+            access_token=access_token,
+        )
         return Call("PATCH", path("channels", channel_id), Channel, body=body, options=options)
 
     @endpoint

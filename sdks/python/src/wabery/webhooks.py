@@ -3,8 +3,8 @@
 `unwrap` verifies and returns a typed `Event`; `verify` only verifies. Both take the raw body, because the signature covers
 its bytes: parse first and they are gone. A delivery carries the contract's header (`x-wabery-signature`, HMAC-SHA256 of
 the body under the secret's UTF-8 bytes, with the next secret's during a rotation in `x-wabery-signature-next`) and the
-headers of Standard Webhooks 1.0 (`webhook-id`, `-timestamp`, `-signature`). Where the latter are present they decide, because
-only they bind the delivery to a moment; the contract's header decides alone where they are absent.
+headers of Standard Webhooks 1.0 (`webhook-id`, `-timestamp`, `-signature`). Where `webhook-signature` was sent it decides,
+because only it binds the delivery to a moment; without it the contract's header decides alone.
 
 Deliveries may repeat: `event.id` is the same each time, so remember the ids you have handled.
 """
@@ -215,7 +215,7 @@ def verify(
     raw = _raw_body(body)
     secrets = _secrets(secret)
     fields = _normalise(headers)
-    if require_timestamp or any(name in fields for name in _STANDARD):
+    if require_timestamp or "webhook-signature" in fields:
         _verify_standard(raw, fields, secrets, tolerance, now or datetime.now(UTC))
     else:
         _verify_contract(raw, fields, secrets)
