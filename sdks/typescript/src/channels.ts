@@ -1,0 +1,73 @@
+/** Channels: the WhatsApp numbers of a project. Scope `channels:write`. */
+
+import type { RequestOptions, Transport } from "./http.js";
+import type { ApiPromise, PagePromise } from "./promises.js";
+import type { ListParams, OpenString } from "./types.js";
+
+/** A number, without its credentials. */
+export interface Channel {
+  object: "channel";
+  id: string;
+  provider: OpenString<"meta">;
+  name: string;
+  phone_number_id: string;
+  display_phone_number: string;
+  waba_id: string;
+  portfolio_id: string | null;
+  sandbox: boolean;
+  created_at: string;
+}
+
+export interface ChannelUpdateParams {
+  name?: string | undefined;
+  appSecret?: string | undefined;
+  accessToken?: string | undefined;
+  verifyToken?: string | undefined;
+}
+
+export interface ChannelCreateParams extends ChannelUpdateParams {
+  phoneNumberId: string;
+  displayPhoneNumber: string;
+  wabaId: string;
+  appSecret: string;
+  portfolioId?: string | undefined;
+  provider?: OpenString<"meta"> | undefined;
+}
+
+const PATH = "channels";
+
+export class Channels {
+  readonly #transport: Transport;
+
+  constructor(transport: Transport) {
+    this.#transport = transport;
+  }
+
+  /** Connects a number of the Meta Cloud API. 409 `number_taken` when it belongs to another channel. */
+  create(params: ChannelCreateParams, options?: RequestOptions): ApiPromise<Channel> {
+    return this.#transport.request("POST", [PATH], params, options);
+  }
+
+  get(id: string, options?: RequestOptions): ApiPromise<Channel> {
+    return this.#transport.request("GET", [PATH, id], undefined, options);
+  }
+
+  list(params?: ListParams, options?: RequestOptions): PagePromise<Channel> {
+    return this.#transport.list([PATH], params, options);
+  }
+
+  /** Changes the named settings and leaves the others. */
+  update(id: string, params: ChannelUpdateParams, options?: RequestOptions): ApiPromise<Channel> {
+    return this.#transport.request("PATCH", [PATH, id], params, options);
+  }
+
+  /** Asks the provider whether credentials and number work. */
+  check(id: string, options?: RequestOptions): ApiPromise<Channel> {
+    return this.#transport.request("POST", [PATH, id, "check"], undefined, options);
+  }
+
+  /** Disconnects a number; its pending intents become `channel_unavailable`. */
+  delete(id: string, options?: RequestOptions): ApiPromise<Channel> {
+    return this.#transport.request("DELETE", [PATH, id], undefined, options);
+  }
+}

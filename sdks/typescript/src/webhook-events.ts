@@ -1,0 +1,104 @@
+/** The events that webhooks bring, by `event`. Values may be newer than these types; fields may be added. */
+
+import type { ReferenceTrust, RegistrationIntent, WhatsAppIdentity } from "./registration-intents.js";
+import type { OpenString } from "./types.js";
+
+/** Fields of every payload. */
+export interface EventPayload {
+  /** Equal on every attempt and replay: the key by which to drop duplicates. */
+  event_id: string;
+  organization_id: string;
+  project_id: string;
+  livemode: boolean;
+  created_at: string;
+}
+
+/** Fields of the payloads that are about a person. */
+export interface PersonPayload extends EventPayload {
+  contact_id: string;
+  conversation_id: string | null;
+  channel_id: string | null;
+  /** Phone number, or null where WhatsApp shows none. */
+  from: string | null;
+  whatsapp: WhatsAppIdentity;
+}
+
+export interface ParticipantJoinedPayload extends PersonPayload {
+  registration_intent_id: string;
+  customer_reference: string;
+  contact_reference: string;
+  metadata: Record<string, unknown>;
+  metadata_trusted: boolean;
+  reference_trust: ReferenceTrust;
+  message_id: string;
+  joined_at: string;
+  /** The same person had joined with the same reference before. */
+  already_linked: boolean;
+}
+
+export interface ParticipantUnlinkedPayload extends PersonPayload {
+  customer_reference: string;
+  contact_reference: string;
+  registration_intent_id: string | null;
+  reason: OpenString<"unlinked_by_app" | "unlinked_by_customer" | "disowned" | "replaced" | "erased">;
+}
+
+export interface ParticipantIdentityChangedPayload extends PersonPayload {
+  customer_reference: string;
+  contact_reference: string;
+  previous: Record<string, unknown>;
+  current: Record<string, unknown>;
+}
+
+export interface MessageReceivedPayload extends PersonPayload {
+  agent_id: null;
+  message_id: string;
+  text: string | null;
+  type: string;
+  sent_at: string;
+  /** Null while the contact is linked to nobody. */
+  customer_reference: string | null;
+  contact_reference: string | null;
+  metadata: Record<string, unknown> | null;
+  reference_trust: ReferenceTrust | null;
+  registration_intent_id: string | null;
+}
+
+/** The intent itself, with the attempt that led here where there is one. */
+export interface RegistrationIntentPayload extends EventPayload, Omit<RegistrationIntent, keyof EventPayload> {
+  attempt?: { code: string; message_id: string };
+}
+
+export interface SecurityPayload extends PersonPayload {
+  registration_intent_id: string;
+  customer_reference: string;
+}
+
+export interface WebhookEndpointPayload extends EventPayload {
+  endpoint_id: string;
+  reason: string;
+  since: string;
+}
+
+interface Delivered<Type extends string, Payload> {
+  event: Type;
+  payload: Payload;
+  /** When the event was written; equal on every attempt. */
+  sentAt: string;
+}
+
+export type WebhookEvent =
+  | Delivered<"participant.joined", ParticipantJoinedPayload>
+  | Delivered<"participant.unlinked", ParticipantUnlinkedPayload>
+  | Delivered<"participant.identity_changed", ParticipantIdentityChangedPayload>
+  | Delivered<"message.received", MessageReceivedPayload>
+  | Delivered<
+      | "registration_intent.created"
+      | "registration_intent.rejected"
+      | "registration_intent.expired"
+      | "registration_intent.review_requested"
+      | "registration_intent.attempt_failed",
+      RegistrationIntentPayload
+    >
+  | Delivered<"security.token_reuse" | "security.declined", SecurityPayload>
+  | Delivered<"webhook_endpoint.disabled" | "webhook_endpoint.failing", WebhookEndpointPayload>;
