@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -44,7 +44,7 @@ class Credentials(Struct, frozen=True, kw_only=True):
     access_token: str | None = None
 
 
-class PublicChannel(TypedDict, total=False):
+class PublicChannel(TypedDict):
     object: Literal["channel"]
     id: str
     provider: str
@@ -55,7 +55,7 @@ class PublicChannel(TypedDict, total=False):
     portfolio_id: str | None
     sandbox: bool
     created_at: str
-    verify_token: str
+    verify_token: NotRequired[str]
 
 
 class Channel(Struct, frozen=True, kw_only=True):

@@ -6,7 +6,7 @@ A project is made together with its default webhook endpoint, and a test project
 import re
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Annotated, Literal, TypedDict
+from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
@@ -44,7 +44,7 @@ Locale = Annotated[str, Meta(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}(?!\n)
 WebhookSecret = Annotated[str, Meta(min_length=1, max_length=256)]
 
 
-class PublicProject(TypedDict, total=False):
+class PublicProject(TypedDict):
     object: Literal["project"]
     id: str
     organization_id: str
@@ -60,9 +60,9 @@ class PublicProject(TypedDict, total=False):
     on_reference_linked: OnReferenceLinked
     references_per_contact: int
     created_at: str
-    webhook_url: str | None
-    webhook_disabled_reason: str | None
-    webhook_secret: str
+    webhook_url: NotRequired[str | None]
+    webhook_disabled_reason: NotRequired[str | None]
+    webhook_secret: NotRequired[str]
 
 
 class Project(Struct, frozen=True, kw_only=True):

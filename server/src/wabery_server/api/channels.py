@@ -1,0 +1,80 @@
+"""/v1/channels: the project's WhatsApp numbers.
+
+No answer shows an app secret or an access token. The verify token is shown with one channel, because a person has to
+copy it into Meta's dashboard; it opens the handshake of the webhook URL and nothing else.
+"""
+
+from wabery_server import accounts, intents
+from wabery_server.accounts import Channel, ChannelChanges, ChannelDraft, Credentials
+from wabery_server.api.call import Answer, Call
+from wabery_server.db import Tx
+
+
+async def listed(call: Call) -> Answer:
+    """The project's channels, newest first."""
+    page = call.page(list_name="channels")
+    project_id = call.caller.project.id
+    found = await call.service.database.run(
+        lambda tx: accounts.list_channels(tx, project_id, limit=page.limit + 1, before=page.before)
+    )
+    return call.list_answer("channels", [(channel.id, channel.public()) for channel in found], page)
+
+
+async def create(call: Call, tx: Tx) -> Answer:
+    """Connects a number. It belongs to this project alone until the channel is deleted."""
+    at = call.service.clock.now()
+    new = accounts.new_channel(call.caller.project.id, call.decode(ChannelDraft), at)
+    await accounts.create_channel(tx, new, keyring=call.service.keyring, actor=call.caller.key.id, at=at)
+    _tell(call)
+    return _shown(call, new.channel, new.credentials)
+
+
+async def get(call: Call) -> Answer:
+    """One channel, with its verify token."""
+
+    async def read(tx: Tx) -> tuple[Channel, Credentials]:
+        channel = await accounts.find_channel(tx, call.caller.project.id, call.params["id"])
+        return channel, await accounts.unseal_credentials(tx, channel, keyring=call.service.keyring)
+
+    return _shown(call, *await call.service.database.run(read))
+
+
+async def update(call: Call, tx: Tx) -> Answer:
+    """Changes what the body names."""
+    channel, credentials = await accounts.update_channel(
+        tx,
+        call.caller.project.id,
+        call.params["id"],
+        call.decode(ChannelChanges),
+        keyring=call.service.keyring,
+        actor=call.caller.key.id,
+        at=call.service.clock.now(),
+    )
+    _tell(call)
+    return _shown(call, channel, credentials)
+
+
+async def delete(call: Call, tx: Tx) -> Answer:
+    """Disconnects a number, erases its credentials and ends the pending intents minted for it.
+
+    Deleting it again changes nothing.
+    """
+    call.empty_body()
+    channel = await intents.retire_channel(
+        tx,
+        call.caller.project,
+        call.params["id"],
+        actor=call.caller.key.id,
+        at=call.service.clock.now(),
+    )
+    _tell(call)
+    call.after_commit(lambda: call.service.signals.tell("due"))
+    return call.answer(channel.public(), object_ids=(channel.id,))
+
+
+def _shown(call: Call, channel: Channel, credentials: Credentials) -> Answer:
+    return call.answer(channel.public(verify_token=credentials.verify_token), object_ids=(channel.id,))
+
+
+def _tell(call: Call) -> None:
+    call.after_commit(lambda: call.service.signals.tell("accounts"))
