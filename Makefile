@@ -15,7 +15,7 @@ dev: .venv/installed ## run the product on http://127.0.0.1:8420 (data in ./.wab
 	@$(BIN)/wabery dev
 
 demo: .venv/installed ## the whole story, headless: mint, send, join, signed webhook
-	@$(BIN)/wabery dev --demo
+	@$(BIN)/wabery demo
 
 test: check ## every check, then every test
 	@$(BIN)/pytest -n 2 --dist worksteal $(TESTS)

@@ -1,0 +1,357 @@
+"""From a socket to a handler and back: request id, size, key, limits, idempotency, and every refusal as the contract's body.
+
+One path serves all calls. A read gets a `Call`; a write gets a `Call` and the transaction in which it takes effect and
+in which its answer is kept for its Idempotency-Key; a call marked `own_transaction` (the hot ones) does both itself.
+"""
+
+import contextlib
+import hashlib
+import ipaddress
+import logging
+import math
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from datetime import UTC, datetime
+from typing import NamedTuple
+
+import msgspec
+from starlette.datastructures import Headers, QueryParams
+from starlette.routing import BaseRoute, Route, Router
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from wabery_server import errors, idempotency, ids, logs
+from wabery_server.accounts import Caller
+from wabery_server.accounts import Scope as KeyScope
+from wabery_server.api.call import Answer, Call
+from wabery_server.api.service import Service
+from wabery_server.db import Conflict, Tx
+from wabery_server.settings import Settings
+
+VERSION = "2026-11-23"
+"""`Wabery-Version`: every handler of this build answers with it."""
+
+PUBLISHABLE_KEY = "x-wabery-publishable-key"
+CLIENT_SECRET = "x-wabery-client-secret"
+MAX_HEADERS = 32_768
+_EXPOSED = (
+    "Retry-After, RateLimit, RateLimit-Policy, ETag, Idempotency-Replayed, Wabery-Version, Wabery-Request-Id"
+)
+_ALLOWED_HEADERS = (
+    "content-type, idempotency-key, if-none-match, x-wabery-client-secret, x-wabery-publishable-key"
+)
+_PREFLIGHT_SECONDS = "7200"
+
+Handler = Callable[[Call], Awaitable[Answer]]
+Writer = Callable[[Call, Tx], Awaitable[Answer]]
+
+_encode = msgspec.json.Encoder().encode
+
+
+class Operation(NamedTuple):
+    """One line of the routes table."""
+
+    method: str
+    path: str
+    handler: Handler | Writer
+    summary: str
+    scope: KeyScope | None = None
+    """What a secret key needs; None with `open`: no key at all."""
+    publishable: bool = False
+    """Whether a publishable key may call it, from a browser too."""
+    writes: bool = False
+    """Whether the handler takes a transaction."""
+    open: bool = False
+    max_body: int | None = None
+    """Bytes; None: the setting."""
+    takes: type | None = None
+    """What the body is."""
+    gives: object = None
+    """What the answer is, for the contract."""
+    query: tuple[str, ...] = ()
+    """Query parameters; others are refused."""
+
+
+def application(service: Service, operations: list[Operation], extra: list[BaseRoute]) -> ASGIApp:
+    """The ASGI application: the table's paths in its order, then `extra`, then 404 without a version."""
+    paths: dict[str, dict[str, Operation]] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method] = operation
+    routes: list[BaseRoute] = [Route(path, Resource(service, methods)) for path, methods in paths.items()]
+    for route in extra:
+        assert isinstance(route, Route)
+        route.app = refusing(route.app)
+    return Router([*routes, *extra], redirect_slashes=False, default=Resource(service, {}))
+
+
+def refusing(app: ASGIApp) -> ASGIApp:
+    """An application whose refusals are answered with the contract's body."""
+
+    async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except errors.WaberyError as refusal:
+            request_id = ids.new("req", datetime.now(UTC))
+            out = [(b"wabery-request-id", request_id.encode())]
+            answer = refused(refusal, request_id, out)
+            await respond(send, answer, out, scope["method"])
+
+    return guarded
+
+
+class Resource:
+    """Every method of one path."""
+
+    def __init__(self, service: Service, methods: Mapping[str, Operation]) -> None:
+        self._service = service
+        self._methods = methods
+        self._browsers = any(operation.publishable for operation in methods.values())
+        self._trusted = service.settings.trusted_proxies
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        started = time.perf_counter()
+        headers = Headers(scope=scope)
+        request_id = ids.new("req", self._service.clock.now())
+        method = "GET" if scope["method"] == "HEAD" else scope["method"]
+        out: list[tuple[bytes, bytes]] = [(b"wabery-request-id", request_id.encode())]
+        origin = headers.get("origin")
+        if self._browsers and origin is not None:
+            out += _cors(origin)
+        who: Caller | None = None
+        try:
+            operation = self._methods.get(method)
+            if operation is None:
+                if method == "OPTIONS" and self._browsers:
+                    return await respond(
+                        send, Answer(b"", 204), [*out, *_preflight(self._methods)], scope["method"]
+                    )
+                raise _unserved(self._methods, out)
+            out.append((b"wabery-version", VERSION.encode()))
+            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+                raise errors.HeadersTooLarge
+            body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
+            if not operation.open:
+                who = await identify(self._service, headers, operation)
+            call = Call(
+                self._service,
+                who,
+                method=method,
+                path=scope["path"],
+                params=scope.get("path_params", {}),
+                query=QueryParams(scope["query_string"]),
+                headers=headers,
+                body=body,
+                request_id=request_id,
+                ip=client_ip(scope, headers, self._trusted),
+                out=out,
+            )
+            if not operation.open:
+                call.known_query(*operation.query)
+            answer = await _run(operation, call)
+        except errors.WaberyError as refusal:
+            answer = refused(refusal, request_id, out)
+        except Exception:
+            logs.log.exception("internal_error", extra={"facts": {"request_id": request_id}})
+            answer = refused(errors.InternalError(), request_id, out)
+        await respond(send, answer, out, scope["method"])
+        if logs.log.isEnabledFor(logging.INFO):
+            logs.line(
+                "request",
+                request_id=request_id,
+                method=scope["method"],
+                path=_route(scope),
+                status=answer.status,
+                key_id=who.key.id if who else None,
+                ms=round((time.perf_counter() - started) * 1000, 2),
+            )
+        return None
+
+
+async def identify(service: Service, headers: Headers, operation: Operation) -> Caller:
+    """Whose key this is, and whether this call, from this place, is open to it.
+
+    Raises errors.MissingApiKey, InvalidApiKey, KeyExpired, SecretKeyInBrowser, OriginRequired, OriginNotAllowed,
+    InsufficientScope, RateLimited.
+    """
+    authorization = headers.get("authorization")
+    publishable = headers.get(PUBLISHABLE_KEY)
+    origin = headers.get("origin")
+    if authorization is not None:
+        if publishable is not None:
+            raise errors.InvalidRequest("Send one key: either Authorization or x-wabery-publishable-key.")
+        kind, _, presented = authorization.partition(" ")
+        presented = presented.strip()
+        if kind.lower() != "bearer" or not presented:
+            raise errors.InvalidApiKey("Authorization must be `Bearer` and a secret key.")
+        if presented.startswith("wab_pub_"):
+            raise errors.InvalidApiKey(
+                "A publishable key was sent as a secret key.",
+                hint=f"Send it in the {PUBLISHABLE_KEY} header.",
+            )
+        if origin is not None:
+            raise errors.SecretKeyInBrowser
+        who = await service.directory.caller(presented)
+        service.directory.used(who.key)
+        if operation.scope is not None:
+            who.require(operation.scope)
+        allowance = service.per_secret_key.take(who.key.id)
+        if not allowance.allowed:
+            raise errors.RateLimited(retry_after=allowance.retry_after)
+        return who
+    if publishable is None:
+        raise errors.MissingApiKey
+    if not publishable.startswith("wab_pub_"):
+        raise errors.InvalidApiKey(
+            "A secret key was sent as a publishable key.",
+            hint="Send it as `Authorization: Bearer`, from a server.",
+        )
+    who = await service.directory.caller(publishable)
+    service.directory.used(who.key)
+    if not operation.publishable:
+        raise errors.InsufficientScope(
+            "A publishable key may only create and read registration intents.",
+            hint="Use a secret key on your server.",
+        )
+    if who.key.allowed_origins:
+        if origin is None:
+            raise errors.OriginRequired
+        if origin not in who.key.allowed_origins:
+            raise errors.OriginNotAllowed(f"This publishable key may not be used from {origin[:200]}.")
+    return who
+
+
+def refused(refusal: errors.WaberyError, request_id: str, out: list[tuple[bytes, bytes]]) -> Answer:
+    """The contract's error body; `out` gets `Retry-After` where the refusal names one."""
+    if refusal.retry_after is not None:
+        out.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after))).encode()))
+    body = {
+        "error": refusal.code,
+        "message": refusal.message,
+        "param": refusal.param,
+        "hint": refusal.hint,
+        "request_id": request_id,
+    }
+    return Answer(_encode({name: value for name, value in body.items() if value is not None}), refusal.status)
+
+
+def client_ip(scope: Scope, headers: Headers, trusted: tuple[object, ...]) -> str:
+    """The caller's address: the peer, or the last one that no trusted proxy vouches for."""
+    peer = scope["client"][0] if scope.get("client") else ""
+    if not trusted:
+        return peer
+    hops = [hop.strip() for hop in headers.get("x-forwarded-for", "").split(",") if hop.strip()]
+    for hop in (peer, *reversed(hops)):
+        try:
+            address = ipaddress.ip_address(hop)
+        except ValueError:
+            return peer
+        if not any(address in network for network in trusted):  # type: ignore[operator]  # Settings.trusted_proxies
+            return hop
+    return peer
+
+
+async def _run(operation: Operation, call: Call) -> Answer:
+    if not operation.writes:
+        return await operation.handler(call)  # type: ignore[call-arg]  # the table says which kind it is
+    key = call.idempotency_key()
+
+    async def once(tx: Tx) -> Answer:
+        call.after.clear()
+        now = call.service.clock.now()
+        if key is not None:
+            found = await idempotency.find(tx, [key], keyring=call.service.keyring, at=now)
+            before = found.get(key.identity)
+            if isinstance(before, errors.WaberyError):
+                raise before
+            if before is not None:
+                return call.replayed(before)
+        answer = await operation.handler(call, tx)  # type: ignore[call-arg]
+        if key is not None:
+            stored = idempotency.Stored(answer.status, answer.body)
+            keep = call.service.settings.idempotency_keep
+            rows = [(key, stored, answer.object_ids)]
+            (taken,) = await idempotency.claim(tx, rows, keyring=call.service.keyring, at=now, keep=keep)
+            if taken is not None:
+                raise Conflict("the same Idempotency-Key has just been answered")
+        return answer
+
+    answer = await call.service.database.run(once)
+    for tell in call.after:
+        tell()
+    return answer
+
+
+async def _body(receive: Receive, headers: Headers, most: int) -> bytes:
+    length = headers.get("content-length")
+    if length is not None and length.isdigit() and int(length) > most:
+        raise errors.PayloadTooLarge(f"The body may take {most} bytes.")
+    message = await receive()
+    body: bytes = message.get("body", b"")
+    if not message.get("more_body"):
+        if len(body) > most:
+            raise errors.PayloadTooLarge(f"The body may take {most} bytes.")
+        return body
+    parts = [body]
+    size = len(body)
+    while message.get("more_body"):
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise errors.InvalidRequest("The connection was closed before the body was complete.")
+        parts.append(message.get("body", b""))
+        size += len(parts[-1])
+        if size > most:
+            raise errors.PayloadTooLarge(f"The body may take {most} bytes.")
+    return b"".join(parts)
+
+
+async def respond(send: Send, answer: Answer, out: list[tuple[bytes, bytes]], method: str) -> None:
+    headers = [*out, *answer.headers, (b"content-length", str(len(answer.body)).encode())]
+    if answer.body and not any(name == b"content-type" for name, _ in answer.headers):
+        headers.append((b"content-type", b"application/json"))
+    headers.append((b"cache-control", b"no-store"))
+    with contextlib.suppress(OSError):
+        await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})
+
+
+def etag(body: bytes) -> bytes:
+    return b'"' + hashlib.blake2b(body, digest_size=9).hexdigest().encode() + b'"'
+
+
+def _unserved(methods: Mapping[str, Operation], out: list[tuple[bytes, bytes]]) -> errors.WaberyError:
+    if not methods:
+        return errors.UnknownPath()
+    out.append((b"allow", ", ".join(sorted(methods)).encode()))
+    return errors.MethodNotAllowed(hint=f"It takes {', '.join(sorted(methods))}.")
+
+
+def _cors(origin: str) -> list[tuple[bytes, bytes]]:
+    """Errors too must be readable by the page; the origin itself is judged with the key."""
+    return [
+        (b"access-control-allow-origin", origin.encode("latin-1")),
+        (b"vary", b"Origin"),
+        (b"access-control-expose-headers", _EXPOSED.encode()),
+    ]
+
+
+def _preflight(methods: Mapping[str, Operation]) -> list[tuple[bytes, bytes]]:
+    allowed = sorted(name for name, operation in methods.items() if operation.publishable)
+    return [
+        (b"access-control-allow-methods", ", ".join(allowed).encode()),
+        (b"access-control-allow-headers", _ALLOWED_HEADERS.encode()),
+        (b"access-control-max-age", _PREFLIGHT_SECONDS.encode()),
+    ]
+
+
+def _route(scope: Scope) -> str:
+    """The path without what varies; an unknown path may hold anything and is not logged."""
+    path: str = scope["path"]
+    for value in scope.get("path_params", {}).values():
+        path = path.replace(str(value), "{id}")
+    return path if "endpoint" in scope else "(unknown)"
+
+
+def public_base(settings: Settings) -> str:
+    """Where this server is reached, without a trailing slash."""
+    return (settings.public_url or f"http://{settings.host}:{settings.port}").rstrip("/")

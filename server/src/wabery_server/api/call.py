@@ -1,0 +1,255 @@
+"""One request as a handler sees it, and its answer."""
+
+import re
+from collections.abc import Callable, Mapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, NamedTuple, TypeVar
+
+import msgspec
+from starlette.datastructures import Headers, QueryParams
+
+from wabery_server import errors, idempotency
+from wabery_server.accounts import Caller
+from wabery_server.limits import Allowance
+
+if TYPE_CHECKING:
+    from wabery_server.api.service import Service
+
+T = TypeVar("T")
+
+DEFAULT_PAGE = 10
+MAX_PAGE = 100
+
+_decoders: dict[type, msgspec.json.Decoder[object]] = {}
+_encode = msgspec.json.Encoder().encode
+_UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
+_MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
+_AT_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+
+
+class Answer(NamedTuple):
+    """A status and a JSON body; `object_ids` are the objects the body shows, so that erasure can find a stored copy."""
+
+    body: bytes
+    status: int = 200
+    headers: tuple[tuple[bytes, bytes], ...] = ()
+    object_ids: tuple[str, ...] = ()
+
+
+class Page(NamedTuple):
+    """Which part of a list: at most `limit` rows older than `before` (an id; None: from the newest)."""
+
+    limit: int
+    before: str | None
+
+
+class Call:
+    """A request whose caller is known, whose size is checked and whose limits allow it."""
+
+    __slots__ = (
+        "after",
+        "body",
+        "headers",
+        "ip",
+        "method",
+        "out",
+        "params",
+        "path",
+        "query",
+        "request_id",
+        "service",
+        "who",
+    )
+
+    def __init__(
+        self,
+        service: "Service",
+        who: Caller | None,
+        *,
+        method: str,
+        path: str,
+        params: Mapping[str, str],
+        query: QueryParams,
+        headers: Headers,
+        body: bytes,
+        request_id: str,
+        ip: str,
+        out: list[tuple[bytes, bytes]],
+    ) -> None:
+        self.service = service
+        self.who = who
+        self.method = method
+        self.path = path
+        self.params = params
+        self.query = query
+        self.headers = headers
+        self.body = body
+        self.request_id = request_id
+        self.ip = ip
+        self.out = out
+        """Headers of the answer, also of a refusal."""
+        self.after: list[Callable[[], None]] = []
+
+    @property
+    def caller(self) -> Caller:
+        assert self.who is not None, "this route takes no key"
+        return self.who
+
+    def after_commit(self, tell: Callable[[], None]) -> None:
+        """Runs `tell` when the transaction of this write has been committed."""
+        self.after.append(tell)
+
+    def idempotency_key(self) -> idempotency.Key | None:
+        """The request's Idempotency-Key. Raises errors.InvalidIdempotencyKey."""
+        return idempotency.read(
+            self.headers.get("idempotency-key"),
+            project_id=self.caller.project.id,
+            api_key_id=self.caller.key.id,
+            call=f"{self.method} {self.path}",
+            body=self.body,
+        )
+
+    def replayed(self, stored: idempotency.Stored) -> Answer:
+        return Answer(stored.body, stored.status, ((b"idempotency-replayed", b"true"),))
+
+    def limit(self, allowance: Allowance) -> None:
+        """Puts a limit's headers on the answer. Raises errors.RateLimited when it is used up."""
+        self.out += allowance.headers()
+        if not allowance.allowed:
+            raise errors.RateLimited(
+                f"Too many requests (limit: {allowance.name}).", retry_after=allowance.retry_after
+            )
+
+    def decode(self, kind: type[T]) -> T:
+        """The JSON body as `kind`. Raises errors.InvalidRequest naming the field, UnsupportedMediaType."""
+        return decode(self.body, self.headers.get("content-type", ""), kind)
+
+    def page(self, *, list_name: str) -> Page:
+        """Reads `limit` (1 to 100, default 10) and `cursor`. Raises errors.InvalidRequest, InvalidCursor."""
+        limit = self.number("limit", DEFAULT_PAGE, 1, MAX_PAGE)
+        cursor = self.query.get("cursor")
+        if cursor is None:
+            return Page(limit, None)
+        position = self.service.keyring.current.open_cursor(cursor)
+        head = f"{self.caller.project.id}:{list_name}:".encode()
+        if position is None or not position.startswith(head):
+            raise errors.InvalidCursor(param="cursor")
+        return Page(limit, position[len(head) :].decode())
+
+    def list_answer(self, list_name: str, objects: list[tuple[str, object]], page: Page) -> Answer:
+        """`objects` are (id, public body), newest first, one more than the page when there are more."""
+        shown = objects[: page.limit]
+        more = len(objects) > page.limit
+        cursor = None
+        if more:
+            position = f"{self.caller.project.id}:{list_name}:{shown[-1][0]}"
+            cursor = self.service.keyring.current.sign_cursor(position.encode())
+        return self.answer(
+            {"object": "list", "data": [body for _, body in shown], "has_more": more, "next_cursor": cursor}
+        )
+
+    def answer(self, body: object, *, status: int = 200, object_ids: tuple[str, ...] = ()) -> Answer:
+        return Answer(_encode(body), status, (), object_ids)
+
+    def number(self, name: str, default: int, least: int, most: int) -> int:
+        """A whole number from the query. Raises errors.InvalidRequest."""
+        given = self.query.get(name)
+        if given is None:
+            return default
+        # Python reads digits of every script and any length of them; the contract has ASCII digits.
+        if not (given.isascii() and given.isdigit() and len(given) <= 9 and least <= int(given) <= most):
+            raise errors.InvalidRequest(f"{name} must be a whole number from {least} to {most}.", param=name)
+        return int(given)
+
+    def text(self, name: str) -> str | None:
+        """A text from the query, 1 to 255 characters; None when it is not given. Raises errors.InvalidRequest."""
+        given = self.query.get(name)
+        if given is not None and (not 1 <= len(given) <= 255 or "\0" in given or "\ufffd" in given):
+            raise errors.InvalidRequest(f"{name} must be 1 to 255 characters of UTF-8.", param=name)
+        return given
+
+    def empty_body(self) -> None:
+        """Refuses a body with fields, for calls that take none."""
+        if self.body.strip() not in (b"", b"{}"):
+            raise errors.InvalidRequest("This call takes no body.")
+
+    def moment(self, name: str) -> datetime | None:
+        """An RFC 3339 time from the query; None when it is not given. Raises errors.InvalidRequest."""
+        given = self.query.get(name)
+        if given is None:
+            return None
+        try:
+            moment = datetime.fromisoformat(given)
+            if moment.tzinfo is None:
+                raise ValueError("no offset")
+            return moment.astimezone(UTC)
+        except (ValueError, OverflowError):
+            raise errors.InvalidRequest(
+                f"{name} must be a time such as 2026-06-27T00:00:00Z.",
+                param=name,
+                hint="Write + as %2B in a URL.",
+            ) from None
+
+    def known_query(self, *names: str) -> None:
+        """Refuses query parameters that this call does not have."""
+        for name in self.query:
+            if name not in names:
+                raise errors.InvalidRequest(
+                    f"There is no query parameter {name[:64]!r} here.", param=name[:64]
+                )
+
+
+def decode(body: bytes, content_type: str, kind: type[T]) -> T:
+    """JSON bytes as `kind`. Raises errors.InvalidRequest naming the field, UnsupportedMediaType."""
+    if content_type.partition(";")[0].strip().lower() != "application/json":
+        raise errors.UnsupportedMediaType
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders[kind] = msgspec.json.Decoder(kind)
+    try:
+        # msgspec refuses lone surrogates itself; U+0000 it lets through, and PostgreSQL cannot store it.
+        if b"\\u0000" in body and _has_nul(msgspec.json.decode(body)):
+            raise errors.InvalidRequest("The body contains U+0000, which cannot be stored.")
+        return decoder.decode(body)  # type: ignore[return-value]  # the decoder kept under `kind` makes `kind`
+    except msgspec.ValidationError as failure:
+        raise _named(str(failure)) from None
+    except msgspec.DecodeError as failure:
+        raise errors.InvalidRequest(f"The body is not JSON: {failure}.") from None
+    except (UnicodeDecodeError, RecursionError):
+        raise errors.InvalidRequest(
+            "The body is not JSON: it must be UTF-8 and not nested this deep."
+        ) from None
+
+
+def _named(problem: str) -> errors.WaberyError:
+    """msgspec's sentence, with the field's name taken out of it."""
+    where = _AT_PATH.search(problem)
+    path = where[1] if where else ""
+    text = problem[: where.start()] if where else problem
+    for pattern in (_UNKNOWN_FIELD, _MISSING_FIELD):
+        if field := pattern.search(problem):
+            path = f"{path}.{field[1]}" if path else field[1]
+            break
+    path = path[:128]
+    specific = _SPECIFIC.get(path)
+    if specific is not None and not _MISSING_FIELD.search(problem):
+        return specific(param=path)
+    sentence = text[0].upper() + text[1:]
+    return errors.InvalidRequest(
+        f"{sentence}{f' (in {path})' if path and path not in sentence else ''}.", param=path or None
+    )
+
+
+_SPECIFIC: dict[str, type[errors.WaberyError]] = {
+    "customer_reference": errors.InvalidCustomerReference,
+    "metadata": errors.InvalidMetadata,
+    "expires_in": errors.ExpiresInOutOfRange,
+}
+
+
+def _has_nul(value: object) -> bool:
+    if isinstance(value, str):
+        return "\0" in value
+    if isinstance(value, dict):
+        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
+    return isinstance(value, list) and any(_has_nul(item) for item in value)

@@ -1,0 +1,59 @@
+"""Every URL of the service."""
+
+from wabery_server.accounts import ChannelChanges, ChannelDraft, KeyChanges, KeyDraft, ProjectChanges, ProjectDraft, Scope
+from wabery_server.api import api_keys, channels, health, inbound, projects
+from wabery_server.api import registration_intents as intents
+from wabery_server.api.app import Operation
+from wabery_server.api.registration_intents import Create
+
+_INTENTS = "/v1/registration-intents"
+_PROJECTS = "/v1/projects"
+_KEYS = "/v1/api-keys"
+_CHANNELS = "/v1/channels"
+_INBOUND_BYTES = 4 * 1024 * 1024
+_PAGE = ("limit", "cursor")
+_FILTERS = ("status", "customer_reference", "contact_id", "channel_id", "created_after", "created_before")
+
+# fmt: off
+OPERATIONS: list[Operation] = [
+    # The hot ones first: a router looks from the top.
+    Operation("POST", _INTENTS, intents.create, "Create a registration intent", Scope.REGISTRATIONS_CREATE,
+              publishable=True, takes=Create),
+    Operation("GET", _INTENTS + "/{id}", intents.get, "Get a registration intent", Scope.REGISTRATIONS_READ,
+              publishable=True, query=("wait", "include")),
+    Operation("POST", "/inbound/whatsapp", inbound.receive, "Receive Meta's webhook", open=True,
+              max_body=_INBOUND_BYTES),
+    Operation("GET", "/inbound/whatsapp", inbound.handshake, "Answer Meta's handshake", open=True),
+    Operation("GET", _INTENTS, intents.listed, "List registration intents", Scope.REGISTRATIONS_READ,
+              query=(*_PAGE, *_FILTERS)),
+    Operation("POST", _INTENTS + "/{id}/cancel", intents.cancel, "Cancel a registration intent",
+              Scope.REGISTRATIONS_CREATE, publishable=True, writes=True),
+
+    Operation("GET", _PROJECTS, projects.listed, "List projects", Scope.PROJECTS_READ, query=_PAGE),
+    Operation("POST", _PROJECTS, projects.create, "Create a project", Scope.PROJECTS_WRITE, writes=True,
+              takes=ProjectDraft),
+    Operation("GET", _PROJECTS + "/{id}", projects.get, "Get a project", Scope.PROJECTS_READ),
+    Operation("PATCH", _PROJECTS + "/{id}", projects.update, "Change a project", Scope.PROJECTS_WRITE, writes=True,
+              takes=ProjectChanges),
+    Operation("POST", _PROJECTS + "/{id}/rotate-webhook-secret", projects.rotate_webhook_secret,
+              "Rotate a project's webhook secret", Scope.PROJECTS_WRITE, writes=True),
+
+    Operation("GET", _KEYS, api_keys.listed, "List API keys", Scope.KEYS_WRITE, query=_PAGE),
+    Operation("POST", _KEYS, api_keys.create, "Create an API key", Scope.KEYS_WRITE, writes=True, takes=KeyDraft),
+    Operation("GET", _KEYS + "/{id}", api_keys.get, "Get an API key", Scope.KEYS_WRITE),
+    Operation("PATCH", _KEYS + "/{id}", api_keys.update, "Change an API key", Scope.KEYS_WRITE, writes=True,
+              takes=KeyChanges),
+    Operation("DELETE", _KEYS + "/{id}", api_keys.revoke, "Revoke an API key", Scope.KEYS_WRITE, writes=True),
+
+    Operation("GET", _CHANNELS, channels.listed, "List channels", Scope.CHANNELS_WRITE, query=_PAGE),
+    Operation("POST", _CHANNELS, channels.create, "Create a channel", Scope.CHANNELS_WRITE, writes=True,
+              takes=ChannelDraft),
+    Operation("GET", _CHANNELS + "/{id}", channels.get, "Get a channel", Scope.CHANNELS_WRITE),
+    Operation("PATCH", _CHANNELS + "/{id}", channels.update, "Change a channel", Scope.CHANNELS_WRITE, writes=True,
+              takes=ChannelChanges),
+    Operation("DELETE", _CHANNELS + "/{id}", channels.delete, "Delete a channel", Scope.CHANNELS_WRITE, writes=True),
+
+    Operation("GET", "/livez", health.live, "Whether the process runs", open=True),
+    Operation("GET", "/readyz", health.ready, "Whether the process can serve", open=True),
+]
+# fmt: on

@@ -1,0 +1,156 @@
+"""What a request can reach: made once by `main`, handed to every handler."""
+
+import asyncio
+import contextlib
+from collections.abc import Iterable
+from datetime import timedelta
+from types import TracebackType
+from typing import Self
+
+from wabery_server import inbox, intents
+from wabery_server.accounts import Directory
+from wabery_server.clock import Clock
+from wabery_server.db import Database, Tx
+from wabery_server.db.batcher import Batcher
+from wabery_server.db.signals import Signals
+from wabery_server.inbox import Inbound, Outcome, Received
+from wabery_server.intents import Intent, Mint, Minted
+from wabery_server.limits import Limit
+from wabery_server.secrets import Keyring
+from wabery_server.settings import Settings
+
+_LOOK_AGAIN_SECONDS = 2.0
+MAX_WAITERS_PER_INTENT = 10
+MAX_WAITERS = 20_000
+
+
+class Service:
+    """The database, its batchers, the caches, the limits."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        database: Database,
+        keyring: Keyring,
+        clock: Clock,
+        signals: Signals,
+        directory: Directory,
+    ) -> None:
+        self.settings = settings
+        self.database = database
+        self.keyring = keyring
+        self.clock = clock
+        self.signals = signals
+        self.directory = directory
+        self.watch = Watch(signals)
+        self.draining = False
+        grouped = settings.batch_per_project
+        self.minting: Batcher[Mint, Minted] = Batcher(
+            database, self._mint, group=(lambda mint: mint.intent.project_id) if grouped else None
+        )
+        self.reading: Batcher[tuple[str, str], Intent | None] = Batcher(
+            database,
+            intents.find,
+            lanes=settings.read_lanes,
+            group=(lambda wanted: wanted[0]) if grouped else None,
+        )
+        self.receiving: Batcher[Inbound, Received] = Batcher(
+            database,
+            self._receive,
+            keys=Inbound.keys,
+            group=(lambda item: item.channel.project_id) if grouped else None,
+        )
+        self.per_secret_key = Limit("secret_key", settings.secret_key_per_second, 1)
+        self.per_publishable_key = Limit("publishable_key", settings.publishable_key_per_minute, 60)
+        self.per_ip = Limit("ip", settings.publishable_ip_per_minute, 60)
+        self.per_reference = Limit("customer_reference", settings.reference_per_hour, 3600)
+        self.polls = Limit("polls", settings.polls_per_minute, 60)
+        self.bad_tokens = Limit("bad_tokens", settings.bad_tokens_per_sender, 600)
+
+    async def drain(self) -> None:
+        """Answers what has been accepted; for the end of the process."""
+        self.draining = True
+        self.watch.wake_all()
+        await asyncio.gather(self.minting.drain(), self.reading.drain(), self.receiving.drain())
+
+    async def find(self, project_id: str, intent_id: str) -> Intent | None:
+        """Reads an intent with the reads of other requests."""
+        return await self.reading.submit((project_id, intent_id))
+
+    async def receive_one(self, item: Inbound) -> Received:
+        """Stores a message with those of other requests; it is committed when this returns."""
+        while True:
+            received = await self.receiving.submit(item)
+            if received.outcome != Outcome.POSTPONED:
+                return received
+
+    def changed(self, intent_ids: Iterable[str]) -> None:
+        """After a commit: whoever waits for these intents looks again."""
+        self.signals.tell("intent", intent_ids)
+
+    async def _mint(self, tx: Tx, mints: list[Mint]) -> "list[Minted | Exception]":
+        return [*await intents.mint(tx, mints, keyring=self.keyring, keep=self.settings.idempotency_keep)]
+
+    async def _receive(self, tx: Tx, items: list[Inbound]) -> list[Received]:
+        return await inbox.receive(tx, items, grace=self.settings.expiry_grace)
+
+
+class Watch:
+    """Who waits for which intent to change."""
+
+    def __init__(self, signals: Signals) -> None:
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._count = 0
+        signals.hear("intent", self._wake)
+
+    def on(self, intent_id: str) -> "Waiter":
+        """To be entered before the read whose answer it watches, so that no change slips in between."""
+        return Waiter(self, intent_id)
+
+    def room(self, intent_id: str) -> bool:
+        """Whether one more may wait for this intent."""
+        return self._count < MAX_WAITERS and len(self._waiting.get(intent_id, ())) < MAX_WAITERS_PER_INTENT
+
+    def wake_all(self) -> None:
+        for intent_id in list(self._waiting):
+            self._wake(intent_id)
+
+    def _wake(self, intent_id: str) -> None:
+        for event in self._waiting.get(intent_id, ()):
+            event.set()
+
+    def enter(self, intent_id: str, event: asyncio.Event) -> None:
+        self._waiting.setdefault(intent_id, set()).add(event)
+        self._count += 1
+
+    def leave(self, intent_id: str, event: asyncio.Event) -> None:
+        waiting = self._waiting[intent_id]
+        waiting.remove(event)
+        if not waiting:
+            del self._waiting[intent_id]
+        self._count -= 1
+
+
+class Waiter:
+    """One waiting request."""
+
+    def __init__(self, watch: Watch, intent_id: str) -> None:
+        self._watch = watch
+        self._intent_id = intent_id
+        self._event = asyncio.Event()
+
+    def __enter__(self) -> Self:
+        self._watch.enter(self._intent_id, self._event)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watch.leave(self._intent_id, self._event)
+
+    async def changed(self, within: timedelta) -> None:
+        """Returns after a hint, after `within`, or after two seconds, since a hint can be lost."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._event.wait(), min(within.total_seconds(), _LOOK_AGAIN_SECONDS))
+        self._event.clear()

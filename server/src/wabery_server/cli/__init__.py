@@ -1,0 +1,220 @@
+"""The commands that need the server: `wabery dev`, `demo`, `serve`, `worker`, `migrate`, `doctor`, `admin`, `openapi`.
+
+The `wabery` command itself belongs to the SDK package and mounts these through the entry point `wabery.commands`.
+Bodies import what they need when they run: `--help` stays quick.
+"""
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+
+import cyclopts
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from wabery_server.main import Ground, Opened
+    from wabery_server.settings import Settings
+
+FAILED = 1
+USAGE = 2
+UNREACHABLE = 7
+
+
+def commands(app: cyclopts.App) -> None:
+    """Mounts the server's commands on the `wabery` command."""
+    from wabery_server.cli.admin import app as admin
+
+    for command in (dev, demo, serve, worker, migrate, doctor, openapi):
+        app.command(command)
+    app.command(admin())
+
+
+def main() -> None:
+    """`python -m wabery_server`: these commands alone."""
+    app = cyclopts.App(name="wabery-server")
+    commands(app)
+    app()
+
+
+def dev(
+    *,
+    port: int | None = None,
+    data_dir: Path = Path(".wabery"),
+    json: Annotated[bool, Parameter(negative="")] = False,
+) -> None:
+    """Run everything on this machine: database, API, worker, fake phone, a receiver for webhooks.
+
+    Parameters
+    ----------
+    port
+        Port on 127.0.0.1; 0 takes a free one. Default: WABERY_PORT or 8420.
+    data_dir
+        Where the data live; delete it to start anew.
+    json
+        One JSON line on stdout when ready, with the keys, for scripts.
+    """
+    from wabery_server.cli.dev import run as body
+
+    _served(lambda: body(port=port, data_dir=data_dir, as_json=json))
+
+
+def demo() -> None:
+    """Play the whole story without a browser: mint, send, join, signed webhook. Fails if any step does."""
+    from wabery_server.cli.demo import run as body
+
+    sys.exit(body())
+
+
+def serve(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
+    """Serve the API, and deliver webhooks beside it. Configured by WABERY_… variables.
+
+    Parameters
+    ----------
+    fd
+        A listening socket inherited from the supervisor of several workers.
+    """
+    import socket
+
+    from wabery_server import main as house
+
+    def body() -> None:
+        settings = load()
+        configure_logs(settings)
+        if fd is None and settings.workers > 1:
+            sys.exit(house.supervise(settings))
+        sockets = [socket.socket(fileno=fd)] if fd is not None else None
+        with house.ground(settings) as ground:
+            run(_on(ground, lambda installation: house.serve(ground, installation, sockets=sockets)))
+
+    _served(body)
+
+
+def worker() -> None:
+    """Deliver webhooks and end what has expired, without serving the API."""
+    from wabery_server import main as house
+
+    def body() -> None:
+        settings = load()
+        configure_logs(settings)
+        with house.ground(settings) as ground:
+            run(_on(ground, lambda installation: house.work(ground, installation)))
+
+    _served(body)
+
+
+def migrate(*, check: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Bring the database to this version.
+
+    Parameters
+    ----------
+    check
+        Change nothing; exit with 1 when something is pending.
+    """
+    from wabery_server import main as house
+    from wabery_server.db.migrate import migrate as bring
+    from wabery_server.db.migrate import pending
+
+    async def body(ground: house.Ground) -> int:
+        connection = await house.connected(ground)
+        try:
+            todo = await (pending(connection) if check else bring(connection))
+        finally:
+            await connection.close()
+        for migration in todo:
+            say(f"{'pending' if check else 'applied'}: {migration.version:04d} {migration.name}")
+        if not todo:
+            say("The database is up to date.")
+        return FAILED if check and todo else 0
+
+    def start() -> None:
+        with house.ground(load()) as ground:
+            code = run(body(ground))
+        sys.exit(code)
+
+    _served(start)
+
+
+def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+    """Check the installation: settings, secret, database, migrations, channels, webhook URLs, clock.
+
+    Parameters
+    ----------
+    json
+        One JSON document on stdout.
+    """
+    from wabery_server.cli.doctor import run as body
+
+    _served(lambda: sys.exit(body(as_json=json)))
+
+
+def openapi(*, check: Path | None = None) -> None:
+    """Print the contract, openapi.json.
+
+    Parameters
+    ----------
+    check
+        Compare it with this file instead; exit with 1 when the file is stale.
+    """
+    from wabery_server.api.document import document
+
+    text = document()
+    if check is None:
+        sys.stdout.write(text)
+    elif not check.exists() or check.read_text() != text:
+        fail(f"{check} is stale: run `make openapi`.", FAILED)
+
+
+def load() -> "Settings":
+    """The settings of the environment; a bad one ends the command with one line."""
+    from wabery_server.settings import BadSetting, Settings
+
+    try:
+        return Settings.load(os.environ)
+    except BadSetting as failure:
+        fail(str(failure), USAGE)
+
+
+def configure_logs(settings: "Settings") -> None:
+    from wabery_server import logs
+
+    if settings.log_level not in ("debug", "info", "warning", "error"):
+        fail("WABERY_LOG_LEVEL must be debug, info, warning or error.", USAGE)
+    logs.configure(settings.log_level)
+
+
+def run(main: "Coroutine[Any, Any, Any]") -> Any:
+    """Runs a coroutine on the quick event loop."""
+    import uvloop
+
+    return uvloop.run(main)
+
+
+def say(text: str) -> None:
+    """Talk goes to stderr; stdout is for data."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def fail(text: str, code: int) -> NoReturn:
+    say(f"wabery: {text}")
+    sys.exit(code)
+
+
+async def _on(ground: "Ground", body: "Callable[[Opened], Coroutine[Any, Any, None]]") -> None:
+    from wabery_server.main import opened
+
+    async with opened(ground) as installation:
+        await body(installation)
+
+
+def _served(body: Callable[[], None]) -> None:
+    from wabery_server.main import CannotStart
+
+    try:
+        body()
+    except CannotStart as failure:
+        fail(str(failure), UNREACHABLE)
+    except (KeyboardInterrupt, asyncio.CancelledError):
+        sys.exit(130)

@@ -1,0 +1,210 @@
+"""`wabery doctor`: is this installation healthy, and if not, what to do. Reads only."""
+
+import json
+import shutil
+import ssl
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
+
+import aiohttp
+
+from wabery_server import accounts, main
+from wabery_server.accounts import Project
+from wabery_server.cli import FAILED, load, run as run_loop
+from wabery_server.db import Database
+from wabery_server.settings import Settings
+from wabery_server.webhooks import UnsafeUrl, check_url, policy
+
+_PATIENCE = aiohttp.ClientTimeout(total=5)
+_LOW_DISK = 1024**3
+_SKEW_SECONDS = 30
+
+
+class Check(NamedTuple):
+    """One finding. `todo` says what to do about anything but ok."""
+
+    name: str
+    state: Literal["ok", "warning", "failed"]
+    found: str
+    todo: str | None = None
+
+
+def run(*, as_json: bool) -> int:
+    """Prints the findings; returns the exit code, 1 when something failed."""
+    checks = _run_checks()
+    if as_json:
+        print(json.dumps({"ok": _healthy(checks), "checks": [check._asdict() for check in checks]}))
+    else:
+        for check in checks:
+            print(f"{_MARKS[check.state]} {check.name}: {check.found}")
+            if check.todo:
+                print(f"    {check.todo}")
+    return 0 if _healthy(checks) else FAILED
+
+
+_MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+
+
+def _healthy(checks: list[Check]) -> bool:
+    return not any(check.state == "failed" for check in checks)
+
+
+def _run_checks() -> list[Check]:
+    settings = load()
+    checks = [Check("settings", "ok", "every WABERY_ variable is known")]
+    try:
+        with main.ground(settings) as ground:
+            checks.append(_where(ground))
+            checks += run_loop(_in_database(ground))
+            return checks
+    except main.CannotStart as failure:
+        return [*checks, Check("database", "failed", str(failure), "Nothing else can be checked without it.")]
+
+
+def _where(ground: main.Ground) -> Check:
+    if ground.embedded is None:
+        return Check("database", "ok", "the one that DATABASE_URL names")
+    free = shutil.disk_usage(ground.directory).free
+    found = f"embedded, in {ground.directory}, {free // 1024**2} MiB free"
+    if free < _LOW_DISK:
+        return Check("database", "warning", found, "Make room: PostgreSQL stops when the disk is full.")
+    return Check("database", "ok", found)
+
+
+async def _in_database(ground: main.Ground) -> list[Check]:
+    connection = await main.connected(ground)
+    try:
+        version = connection.get_server_version()
+        server_now: datetime = await connection.fetchval("select clock_timestamp()")
+        durable = await connection.fetchval(
+            "select current_setting('fsync') || current_setting('synchronous_commit')"
+        )
+    finally:
+        await connection.close()
+    checks = [_version(version.major), _durable(durable), _clock("database's clock", server_now)]
+    async with main.opened(ground) as installation:
+        checks.append(
+            Check("schema and secret", "ok", "the database is at this version and belongs to this secret")
+        )
+        projects = await installation.database.run(lambda tx: accounts.any_projects(tx, limit=1000))
+        checks.append(
+            Check("projects", "ok", f"{len(projects)} of them")
+            if projects
+            else Check(
+                "projects", "warning", "there is none", "Make one: `wabery admin projects create --name …`."
+            )
+        )
+        for project in projects:
+            checks += await _project(installation.database, project, ground.settings)
+    checks.append(await _public_url(ground.settings))
+    return checks
+
+
+def _version(major: int) -> Check:
+    if 15 <= major <= 18:
+        return Check("PostgreSQL", "ok", f"version {major}")
+    return Check("PostgreSQL", "failed", f"version {major}", "Use a version from 15 to 18.")
+
+
+def _durable(settings: str) -> Check:
+    if settings == "onon":
+        return Check("durability", "ok", "an acknowledged write survives a crash")
+    return Check(
+        "durability",
+        "warning",
+        "fsync or synchronous_commit is off",
+        "Turn both on, or a crash loses acknowledged joins.",
+    )
+
+
+def _clock(name: str, other: datetime) -> Check:
+    skew = abs((datetime.now(UTC) - other).total_seconds())
+    if skew <= _SKEW_SECONDS:
+        return Check(name, "ok", f"{skew:.0f} s from ours")
+    return Check(
+        name, "failed", f"{skew:.0f} s from ours", "Run a time service on both machines: expiry hangs on it."
+    )
+
+
+async def _project(database: Database, project: Project, settings: Settings) -> list[Check]:
+    name = f"project {project.name}"
+    checks = []
+    channels = await database.run(lambda tx: accounts.list_channels(tx, project.id, limit=1000))
+    keys = await database.run(lambda tx: accounts.list_keys(tx, project.id, limit=1000))
+    endpoint = await database.run(lambda tx: accounts.default_endpoint(tx, project.id))
+    if not channels:
+        checks.append(Check(name, "warning", "no WhatsApp channel", "Add one, or nothing can be minted."))
+    open_keys = [
+        key for key in keys if key.kind == "publishable" and not key.revoked_at and not key.allowed_origins
+    ]
+    if open_keys and project.livemode:
+        checks.append(
+            Check(
+                name,
+                "warning",
+                f"{len(open_keys)} publishable keys may be used from any origin",
+                "List the origins of your pages on each key.",
+            )
+        )
+    if project.livemode and project.unsigned_references == "accept":
+        checks.append(
+            Check(
+                name,
+                "warning",
+                "browsers may register references that nobody has linked yet, of any customer",
+                "Mint on your server, or set unsigned_references to refuse.",
+            )
+        )
+    checks.append(_webhook(name, endpoint, project, settings))
+    return checks
+
+
+def _webhook(name: str, endpoint: accounts.Endpoint, project: Project, settings: Settings) -> Check:
+    if endpoint.disabled_at is not None:
+        return Check(
+            name, "failed", f"its webhook was disabled: {endpoint.disabled_reason}", "Set webhook_url again."
+        )
+    if endpoint.url is None:
+        return Check(name, "warning", "no webhook URL", "Set webhook_url, or poll the intents.")
+    try:
+        check_url(endpoint.url, policy(settings, livemode=project.livemode))
+    except UnsafeUrl as refusal:
+        return Check(
+            name, "failed", f"its webhook URL is not sent to: {refusal.message}", "Set another webhook_url."
+        )
+    return Check(name, "ok", "channel and webhook URL are set")
+
+
+async def _public_url(settings: Settings) -> Check:
+    """Asks our own public URL as Meta would."""
+    url = settings.public_url
+    if url is None:
+        return Check(
+            "public URL", "warning", "WABERY_PUBLIC_URL is not set", "Meta needs an https URL to send to."
+        )
+    if urlsplit(url).scheme != "https":
+        return Check(
+            "public URL",
+            "failed",
+            f"{url} is not https",
+            "Meta sends only to https with a trusted certificate.",
+        )
+    try:
+        async with (
+            aiohttp.ClientSession(timeout=_PATIENCE) as web,
+            web.get(f"{url.rstrip('/')}/livez") as answer,
+        ):
+            if answer.status != 200 or "wabery-version" not in answer.headers:
+                return Check(
+                    "public URL", "failed", f"{url} answers, but not as this server", "Check the proxy."
+                )
+            return _clock("public URL", parsedate_to_datetime(answer.headers["date"]))
+    except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as failure:
+        return Check(
+            "public URL",
+            "failed",
+            f"{url} cannot be reached: {type(failure).__name__}",
+            "Check DNS, TLS, proxy.",
+        )

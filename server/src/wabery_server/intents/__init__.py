@@ -1,0 +1,82 @@
+"""Registration intents: one person, one link, one answer.
+
+    mint                   a message carries the token: redeem            cancel, sweep
+      |
+      v          judge() says yes
+    PENDING ------------------------------------------------> JOINED
+      |  |       judge() says no, cancelled, superseded, key revoked
+      |  +---------------------------------------------------> REJECTED (rejection_reason)
+      |          expires_at + grace, by the sweeper
+      +------------------------------------------------------> EXPIRED
+
+Only PENDING is not final. One conditional update decides every race: the row is settled `where status = 'PENDING'`.
+Between `expires_at` and the end of the grace a read says EXPIRED with phase `grace`, and a message that was sent in
+time still joins.
+
+    intent.py  the row and its views        mint.py    many at once      end.py   cancel, expire, revoke
+    tokens.py  the token in a text          redeem.py  judge and settle  tell.py  the events
+"""
+
+from wabery_server.intents.end import (
+    cancel,
+    end_orphans,
+    expire_due,
+    projects_with_due,
+    reject,
+    retire_channel,
+    revoke_key,
+)
+from wabery_server.intents.intent import (
+    Attempt,
+    Filter,
+    Intent,
+    Phase,
+    RejectionReason,
+    Shown,
+    Status,
+    Trust,
+    View,
+    find,
+    listed,
+    shown,
+    wa_link,
+)
+from wabery_server.intents.mint import MAX_PENDING, Mint, Minted, mint
+from wabery_server.intents.redeem import Arrival, Redeemed, Verdict, judge, lock, redeem
+from wabery_server.intents.tokens import Found, find_tokens, redact_tokens
+
+__all__ = [
+    "MAX_PENDING",
+    "Arrival",
+    "Attempt",
+    "Filter",
+    "Found",
+    "Intent",
+    "Mint",
+    "Minted",
+    "Phase",
+    "Redeemed",
+    "RejectionReason",
+    "Shown",
+    "Status",
+    "Trust",
+    "Verdict",
+    "View",
+    "cancel",
+    "end_orphans",
+    "expire_due",
+    "find",
+    "find_tokens",
+    "judge",
+    "listed",
+    "lock",
+    "mint",
+    "projects_with_due",
+    "redact_tokens",
+    "redeem",
+    "reject",
+    "retire_channel",
+    "revoke_key",
+    "shown",
+    "wa_link",
+]

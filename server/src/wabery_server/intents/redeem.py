@@ -1,0 +1,332 @@
+"""Redeeming: what a message with a token does to the intent it names."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import NamedTuple
+
+import msgspec
+from msgspec import Struct
+
+from wabery_server import contacts, ids, outbox
+from wabery_server.accounts import Project
+from wabery_server.contacts import Contact, EndReason, Link
+from wabery_server.db import Tx, columns
+from wabery_server.intents import tell
+from wabery_server.intents.intent import (
+    Attempt,
+    Intent,
+    RejectionReason,
+    Status,
+    read_row,
+    settle,
+    settled_columns,
+    sql,
+)
+from wabery_server.intents.tokens import Found
+from wabery_server.outbox import Event
+from wabery_server.secrets import hash_token
+
+
+class Arrival(Struct, frozen=True):
+    """A message that carries a token, from a contact that has been met."""
+
+    message_id: str
+    project_id: str
+    channel_id: str
+    contact: Contact
+    conversation_id: str
+    found: Found
+    sent_at: datetime
+    received_at: datetime
+    sender_limited: bool
+    """Whether the sender has sent too many unknown tokens."""
+
+
+class Verdict(NamedTuple):
+    """What `judge` decides of one arrival; nothing has been written."""
+
+    attempt: Attempt
+    status: Status | None = None
+    """What the intent becomes; None: it stays as it is."""
+    reason: RejectionReason | None = None
+    already_linked: bool = False
+    ended: tuple[Link, ...] = ()
+    """Links that yield to this one."""
+    refreshed: Link | None = None
+    """The link that was there already and takes over the intent's trust and metadata."""
+    reuse: bool = False
+    """Somebody else sent a token that was used."""
+
+
+class Redeemed(NamedTuple):
+    """The outcome for one arrival, as its message row tells it."""
+
+    attempt: Attempt
+    intent_id: str | None
+
+
+def judge(
+    intent: Intent,
+    arrival: Arrival,
+    *,
+    of_contact: Sequence[Link],
+    of_reference: Link | None,
+    project: Project,
+    key_revoked: bool,
+    channel_deleted: bool,
+    grace: timedelta,
+) -> Verdict:
+    """What this message does to this intent. Pure; the first rule that applies wins.
+
+    `of_contact` are the contact's active links, `of_reference` the active link of the intent's reference.
+    """
+    contact_id = arrival.contact.id
+    if intent.channel_id != arrival.channel_id:
+        return Verdict(Attempt.WRONG_CHANNEL)
+    if intent.status == Status.JOINED:
+        if intent.contact_id == contact_id:
+            return Verdict(Attempt.ALREADY_USED_SAME_SENDER)
+        return Verdict(Attempt.ALREADY_USED_OTHER_SENDER, reuse=True)
+    if intent.status == Status.REJECTED:
+        return Verdict(Attempt.AFTER_CANCEL)
+    if arrival.sent_at > intent.expires_at:
+        return Verdict(Attempt.AFTER_EXPIRY)
+    if intent.status == Status.EXPIRED or arrival.received_at > intent.expires_at + grace:
+        return Verdict(Attempt.ARRIVED_LATE)
+    if key_revoked:
+        return _rejected(RejectionReason.KEY_REVOKED)
+    if channel_deleted:
+        return _rejected(RejectionReason.CHANNEL_UNAVAILABLE)
+    if not intent.trusted and project.unsigned_references == "refuse":
+        return _rejected(RejectionReason.REFERENCE_UNVERIFIED)
+    for link in of_contact:
+        if link.customer_reference == intent.customer_reference:
+            refreshed = link if intent.trusted else None
+            return Verdict(Attempt.JOINED, Status.JOINED, already_linked=True, refreshed=refreshed)
+    yielding = _yielding_of_contact(intent, of_contact, project)
+    if isinstance(yielding, RejectionReason):
+        return _rejected(yielding)
+    if of_reference is not None:
+        if not intent.trusted or (of_reference.trusted and project.on_reference_linked == "reject"):
+            return _rejected(RejectionReason.REFERENCE_ALREADY_LINKED)
+        yielding = [*yielding, of_reference]
+    return Verdict(Attempt.JOINED, Status.JOINED, ended=tuple(yielding))
+
+
+def _yielding_of_contact(
+    intent: Intent, links: Sequence[Link], project: Project
+) -> list[Link] | RejectionReason:
+    """Which of the contact's links, all to other references, make room for this intent's; or why none does."""
+    if not links:
+        return []
+    policy = project.on_identity_linked
+    if policy == "allow":
+        excess = len(links) - project.references_per_contact + 1
+        unverified = [link for link in links if not link.trusted] if intent.trusted else []
+        return (
+            RejectionReason.LINK_LIMIT_REACHED if excess > len(unverified) else unverified[: max(excess, 0)]
+        )
+    if intent.trusted and (policy == "replace" or not any(link.trusted for link in links)):
+        return list(links)
+    return RejectionReason.IDENTITY_ALREADY_LINKED
+
+
+def _rejected(reason: RejectionReason) -> Verdict:
+    return Verdict(Attempt.REJECTED, Status.REJECTED, reason)
+
+
+class Opened(NamedTuple):
+    """An intent locked for redemption."""
+
+    intent: Intent
+    key_revoked: bool
+    channel_deleted: bool
+
+
+Openings = Mapping[tuple[str, bytes], Opened]
+"""By project and token hash."""
+
+
+async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
+    """Locks the intents whose tokens these projects' messages carry, in the order of their ids."""
+    hashes = {(project_id, hash_token(token)) for project_id, found in wanted for token in found.tokens}
+    if not hashes:
+        return {}
+    return {
+        (row["project_id"], row["token_hash"]): Opened(
+            read_row(row), row["revoked_at"] is not None, row["deleted_at"] is not None
+        )
+        for row in await tx.rows(sql.lock_by_token, *columns(hashes, 2))
+    }
+
+
+async def redeem(
+    tx: Tx,
+    arrivals: Sequence[Arrival],
+    openings: Openings,
+    *,
+    projects: Mapping[str, Project],
+    grace: timedelta,
+) -> list[Redeemed | None]:
+    """Settles the intents whose tokens arrived; one result per arrival, in order.
+
+    None: another arrival of this call concerns the same reference or link, this one must come again in a later call.
+    No two arrivals may share a token or a contact.
+
+    1. The intents are locked (`lock`), then the contacts (`contacts.meet`); links are guarded by a unique index.
+    2. `judge` decides.
+    3. Links that yield are ended, the new ones written, the intents settled where they are still pending.
+    4. Every change leaves its event.
+    """
+    chosen = [_choose(arrival, openings, grace) for arrival in arrivals]
+    references: dict[tuple[str, str], int] = {}
+    for number, one in enumerate(chosen):
+        if isinstance(one, Opened) and one.intent.status == Status.PENDING:
+            references.setdefault((one.intent.project_id, one.intent.customer_reference), number)
+    people = {(arrival.project_id, arrival.contact.id) for arrival in arrivals}
+    linked = _Linked(await contacts.active_links(tx, people, references) if references else [])
+    work = _Settling()
+    results: list[Redeemed | None] = []
+    for number, (arrival, one) in enumerate(zip(arrivals, chosen, strict=True)):
+        if isinstance(one, Attempt):
+            results.append(Redeemed(one, None))
+            continue
+        intent = one.intent
+        reference = (intent.project_id, intent.customer_reference)
+        verdict = judge(
+            intent,
+            arrival,
+            of_contact=linked.of_contact(arrival.project_id, arrival.contact.id),
+            of_reference=linked.of_reference(*reference),
+            project=projects[intent.project_id],
+            key_revoked=one.key_revoked,
+            channel_deleted=one.channel_deleted,
+            grace=grace,
+        )
+        if references.get(reference, number) != number or not linked.yield_once(verdict.ended):
+            results.append(None)
+            continue
+        work.add(intent, arrival, verdict, projects[intent.project_id])
+        results.append(Redeemed(verdict.attempt, intent.id))
+    await work.write(tx, projects)
+    return results
+
+
+class _Linked:
+    """The active links that a redemption can see."""
+
+    def __init__(self, links: Sequence[Link]) -> None:
+        self._of_contact: dict[tuple[str, str], list[Link]] = {}
+        self._of_reference: dict[tuple[str, str], Link] = {}
+        self._yielded: set[str] = set()
+        for link in sorted(links, key=lambda link: link.id):
+            self._of_contact.setdefault((link.project_id, link.contact_id), []).append(link)
+            self._of_reference[link.project_id, link.customer_reference] = link
+
+    def of_contact(self, project_id: str, contact_id: str) -> list[Link]:
+        return self._of_contact.get((project_id, contact_id), [])
+
+    def of_reference(self, project_id: str, reference: str) -> Link | None:
+        return self._of_reference.get((project_id, reference))
+
+    def yield_once(self, links: Sequence[Link]) -> bool:
+        names = {link.id for link in links}
+        if not self._yielded.isdisjoint(names):
+            return False
+        self._yielded |= names
+        return True
+
+
+class _Settling:
+    """What a redemption writes, gathered so that each table is written once."""
+
+    def __init__(self) -> None:
+        self.settled: list[tuple[object, ...]] = []
+        self.links: list[Link] = []
+        self.refreshed: list[Link] = []
+        self.ended: list[tuple[Link, datetime]] = []
+        self.events: list[Event] = []
+
+    def add(self, intent: Intent, arrival: Arrival, verdict: Verdict, project: Project) -> None:
+        at = arrival.received_at
+        self.ended += [(old, at) for old in verdict.ended]
+        if verdict.reuse:
+            self.events.append(tell.token_reuse(intent, arrival))
+        if verdict.status is None:
+            self.events.append(tell.attempt_failed(intent, project, arrival, verdict.attempt))
+            return
+        intent.status = verdict.status
+        intent.ended_at = at
+        intent.rejection_reason = verdict.reason
+        intent.contact_id = arrival.contact.id
+        intent.message_id = arrival.message_id
+        intent.already_linked = verdict.already_linked
+        if verdict.status == Status.JOINED:
+            intent.joined_at = at
+            if not verdict.already_linked:
+                self.links.append(_new_link(intent, arrival))
+            if verdict.refreshed is not None:
+                self.refreshed.append(
+                    msgspec.structs.replace(
+                        verdict.refreshed,
+                        registration_intent_id=intent.id,
+                        reference_trust=intent.reference_trust,
+                        metadata=intent.metadata,
+                    )
+                )
+            self.events.append(tell.joined(intent, arrival))
+        else:
+            self.events.append(tell.rejected(intent, at, project, arrival))
+        self.settled.append(settled_columns(intent))
+
+    async def write(self, tx: Tx, projects: Mapping[str, Project]) -> None:
+        if self.ended:
+            self.events[:0] = await _replaced(tx, self.ended)
+        await contacts.link(tx, self.links)
+        await contacts.refresh(tx, self.refreshed)
+        await settle(tx, self.settled)
+        await outbox.record(tx, self.events, projects)
+
+
+def _choose(arrival: Arrival, openings: Openings, grace: timedelta) -> Opened | Attempt:
+    """The one intent that a message means, or why there is none."""
+    known = [
+        one
+        for token in arrival.found.tokens
+        if (one := openings.get((arrival.project_id, hash_token(token)))) is not None
+    ]
+    if not known:
+        if arrival.sender_limited:
+            return Attempt.SENDER_RATE_LIMITED
+        return Attempt.UNKNOWN_TOKEN if arrival.found.tokens else Attempt.MALFORMED_TOKEN
+    if len(known) == 1:
+        return known[0]
+    alive = [
+        one
+        for one in known
+        if one.intent.status == Status.PENDING and arrival.received_at <= one.intent.expires_at + grace
+    ]
+    return alive[0] if len(alive) == 1 else Attempt.AMBIGUOUS_TOKEN
+
+
+async def _replaced(tx: Tx, ended: Sequence[tuple[Link, datetime]]) -> list[Event]:
+    """Ends the links that yield, and tells of each; their people may not be the ones who wrote."""
+    events = []
+    people = await contacts.known(tx, {(link.project_id, link.contact_id) for link, _ in ended})
+    for link, at in ended:
+        await contacts.end(tx, [link], EndReason.REPLACED, at)
+        events.append(tell.unlinked(link, EndReason.REPLACED, at, people[link.project_id, link.contact_id]))
+    return events
+
+
+def _new_link(intent: Intent, arrival: Arrival) -> Link:
+    return Link(
+        project_id=intent.project_id,
+        id=ids.new("link", arrival.received_at),
+        contact_id=arrival.contact.id,
+        customer_reference=intent.customer_reference,
+        registration_intent_id=intent.id,
+        reference_trust=intent.reference_trust,
+        metadata=intent.metadata,
+        created_at=arrival.received_at,
+    )

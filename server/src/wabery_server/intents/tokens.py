@@ -1,0 +1,63 @@
+"""Finding the token in what a person sent, and taking it out of what is kept."""
+
+import re
+import unicodedata
+from collections.abc import Iterable
+from typing import NamedTuple
+
+_MAX_TEXT = 4096
+
+
+class Found(NamedTuple):
+    """The tokens in a text, each once, in canonical form; and whether something looks like one but is not."""
+
+    tokens: tuple[str, ...]
+    malformed: bool
+
+    @property
+    def attempt(self) -> bool:
+        """Whether the message is a registration attempt at all."""
+        return self.malformed or bool(self.tokens)
+
+
+_INVISIBLE = re.compile(
+    "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\U000e0000-\U000e0fff]"
+)
+_DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u00ad", "-"))
+_TOKEN = re.compile(
+    r"(?<![0-9A-Za-z])wjr[ _-]?((?:[0-9A-TV-Z][ \t\r\n-]?){25}[0-9A-TV-Z])(?![0-9A-Za-z])",
+    re.IGNORECASE | re.ASCII,
+)
+_NEARLY = re.compile(r"(?<![0-9A-Za-z])wjr[_-][0-9A-Za-z-]{8,}", re.IGNORECASE | re.ASCII)
+_SEPARATORS = re.compile(r"[ \t\r\n-]")
+_CROCKFORD = str.maketrans("oil", "011")
+
+
+def find_tokens(texts: Iterable[str]) -> Found:
+    """Tokens anywhere in what a person sent, however WhatsApp or the person bent them.
+
+    Upper case, O for 0, I or L for 1, spaces, line breaks and hyphens inside, invisible marks, full-width letters, and
+    any words around are all the same token. Linear in the text, of which the first 4096 characters count.
+    """
+    tokens: dict[str, None] = {}
+    malformed = False
+    for text in texts:
+        plain = _plain(text[:_MAX_TEXT])
+        for match in _TOKEN.finditer(plain):
+            tokens["wjr_" + _SEPARATORS.sub("", match[1]).lower().translate(_CROCKFORD)] = None
+        malformed = malformed or _NEARLY.search(_TOKEN.sub(" ", plain)) is not None
+    return Found(tuple(tokens), malformed)
+
+
+def redact_tokens(text: str) -> str:
+    """The text with every token-shaped run taken out; other texts come back as they are."""
+    plain = _plain(text)
+    hidden = _NEARLY.sub("wjr_…", _TOKEN.sub("wjr_…", plain))
+    return text if hidden == plain else hidden
+
+
+def _plain(text: str) -> str:
+    if text.isascii():
+        return text
+    folded = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_DASHES)
+    return "".join(character for character in folded if unicodedata.category(character) != "Cf")
