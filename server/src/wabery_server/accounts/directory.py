@@ -204,9 +204,10 @@ class Directory:
         ]
 
     async def _write_uses_now_and_then(self) -> None:
-        while not self._closing.is_set():
+        closing = False
+        while not closing:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._closing.wait(), WRITE_USES_EVERY.total_seconds())
+                closing = await asyncio.wait_for(self._closing.wait(), WRITE_USES_EVERY.total_seconds())
             await self._write_uses()
 
     async def _write_uses(self) -> None:
