@@ -33,7 +33,7 @@ fix: .venv/installed ## format the code and mend what the linter can mend
 	@$(BIN)/ruff format $(SOURCES)
 
 bench: .venv/installed ## measure, beside the limit on the same PostgreSQL; writes bench/results/
-	@$(BIN)/python bench/run.py $(ARGS)
+	@$(BIN)/python bench/run.py --write $(ARGS)
 
 openapi: .venv/installed ## write openapi.json from the routes table
 	@$(BIN)/wabery openapi > openapi.json

@@ -32,4 +32,4 @@ class MovableClock:
 
 def iso(moment: datetime) -> str:
     """The contract's time: ISO 8601, UTC, milliseconds, `Z` (2026-06-27T00:00:00.000Z)."""
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.") + f"{moment.microsecond // 1000:03d}Z"
+    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"

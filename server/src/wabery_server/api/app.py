@@ -15,14 +15,14 @@ from datetime import UTC, datetime
 from typing import NamedTuple
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from wabery_server import errors, idempotency, ids, logs
 from wabery_server.accounts import Caller
 from wabery_server.accounts import Scope as KeyScope
-from wabery_server.api.call import Answer, Call
+from wabery_server.api.call import Answer, Call, Headers
 from wabery_server.api.service import Service
 from wabery_server.db import Conflict, Tx
 from wabery_server.settings import Settings
@@ -45,6 +45,7 @@ Handler = Callable[[Call], Awaitable[Answer]]
 Writer = Callable[[Call, Tx], Awaitable[Answer]]
 
 _encode = msgspec.json.Encoder().encode
+_NO_QUERY = QueryParams()
 
 
 class Operation(NamedTuple):
@@ -76,11 +77,23 @@ def application(service: Service, operations: list[Operation], extra: list[BaseR
     paths: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = operation
-    routes: list[BaseRoute] = [Route(path, Resource(service, methods)) for path, methods in paths.items()]
+    resources = {path: Resource(service, methods) for path, methods in paths.items()}
+    routes: list[BaseRoute] = [Route(path, resource) for path, resource in resources.items()]
     for route in extra:
         assert isinstance(route, Route)
         route.app = refusing(route.app)
-    return Router([*routes, *extra], redirect_slashes=False, default=Resource(service, {}))
+    router = Router([*routes, *extra], redirect_slashes=False, default=Resource(service, {}))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        # A path without parameters needs no search.
+        found = resources.get(scope["path"])
+        if found is not None:
+            scope["endpoint"] = found
+            await found(scope, receive, send)
+        else:
+            await router(scope, receive, send)
+
+    return app
 
 
 def refusing(app: ASGIApp) -> ASGIApp:
@@ -111,11 +124,11 @@ class Resource:
         if scope["type"] != "http":
             return
         started = time.perf_counter()
-        headers = Headers(scope=scope)
+        headers = Headers(scope["headers"])
         request_id = ids.new("req", self._service.clock.now())
         method = "GET" if scope["method"] == "HEAD" else scope["method"]
         out: list[tuple[bytes, bytes]] = [(b"wabery-request-id", request_id.encode())]
-        origin = headers.get("origin")
+        origin = headers.get(b"origin")
         if self._browsers and origin is not None:
             out += _cors(origin)
         who: Caller | None = None
@@ -139,7 +152,7 @@ class Resource:
                 method=method,
                 path=scope["path"],
                 params=scope.get("path_params", {}),
-                query=QueryParams(scope["query_string"]),
+                query=QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY,
                 headers=headers,
                 body=body,
                 request_id=request_id,
@@ -174,9 +187,9 @@ async def identify(service: Service, headers: Headers, operation: Operation) -> 
     Raises errors.MissingApiKey, InvalidApiKey, KeyExpired, SecretKeyInBrowser, OriginRequired, OriginNotAllowed,
     InsufficientScope, RateLimited.
     """
-    authorization = headers.get("authorization")
-    publishable = headers.get(PUBLISHABLE_KEY)
-    origin = headers.get("origin")
+    authorization = headers.get(b"authorization")
+    publishable = headers.get(PUBLISHABLE_KEY.encode())
+    origin = headers.get(b"origin")
     if authorization is not None:
         if publishable is not None:
             raise errors.InvalidRequest("Send one key: either Authorization or x-wabery-publishable-key.")
@@ -240,7 +253,7 @@ def client_ip(scope: Scope, headers: Headers, trusted: tuple[object, ...]) -> st
     peer = scope["client"][0] if scope.get("client") else ""
     if not trusted:
         return peer
-    hops = [hop.strip() for hop in headers.get("x-forwarded-for", "").split(",") if hop.strip()]
+    hops = [hop.strip() for hop in (headers.get(b"x-forwarded-for") or "").split(",") if hop.strip()]
     for hop in (peer, *reversed(hops)):
         try:
             address = ipaddress.ip_address(hop)
@@ -283,7 +296,7 @@ async def _run(operation: Operation, call: Call) -> Answer:
 
 
 async def _body(receive: Receive, headers: Headers, most: int) -> bytes:
-    length = headers.get("content-length")
+    length = headers.get(b"content-length")
     if length is not None and length.isdigit() and int(length) > most:
         raise errors.PayloadTooLarge(f"The body may take {most} bytes.")
     message = await receive()

@@ -1,12 +1,12 @@
 """One request as a handler sees it, and its answer."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
-from starlette.datastructures import Headers, QueryParams
+from starlette.datastructures import QueryParams
 
 from wabery_server import errors, idempotency
 from wabery_server.accounts import Caller
@@ -41,6 +41,23 @@ class Page(NamedTuple):
 
     limit: int
     before: str | None
+
+
+class Headers:
+    """A request's headers, decoded when they are asked for; of one that came twice the last counts."""
+
+    __slots__ = ("_last", "_raw")
+
+    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+        self._raw = raw
+        self._last = dict(raw)
+
+    def get(self, name: bytes) -> str | None:
+        value = self._last.get(name)
+        return None if value is None else value.decode("latin-1")
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for given, value in self._raw if given == name]
 
 
 class Call:
@@ -102,7 +119,7 @@ class Call:
     def idempotency_key(self) -> idempotency.Key | None:
         """The request's Idempotency-Key. Raises errors.InvalidIdempotencyKey."""
         return idempotency.read(
-            self.headers.get("idempotency-key"),
+            self.headers.get(b"idempotency-key"),
             project_id=self.caller.project.id,
             api_key_id=self.caller.key.id,
             call=f"{self.method} {self.path}",
@@ -122,7 +139,7 @@ class Call:
 
     def decode(self, kind: type[T]) -> T:
         """The JSON body as `kind`. Raises errors.InvalidRequest naming the field, UnsupportedMediaType."""
-        return decode(self.body, self.headers.get("content-type", ""), kind)
+        return decode(self.body, self.headers.get(b"content-type") or "", kind)
 
     def page(self, *, list_name: str) -> Page:
         """Reads `limit` (1 to 100, default 10) and `cursor`. Raises errors.InvalidRequest, InvalidCursor."""

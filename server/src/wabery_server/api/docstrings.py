@@ -8,8 +8,15 @@ from itertools import pairwise
 
 
 def explanations(of: type) -> dict[str, str]:
-    """By member, inherited ones too; a member without an explanation is missing. Reads the source file of the class."""
-    (node,) = ast.parse(textwrap.dedent(inspect.getsource(of))).body
+    """By member, inherited ones too; a member without an explanation is missing.
+
+    Reads the source of the class; one made by a call has none.
+    """
+    try:
+        source = inspect.getsource(of)
+    except OSError:
+        return {}
+    (node,) = ast.parse(textwrap.dedent(source)).body
     assert isinstance(node, ast.ClassDef)
     found: dict[str, str] = {}
     for base in node.bases:

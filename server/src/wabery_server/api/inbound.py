@@ -17,7 +17,7 @@ from wabery_server.inbox import Inbound, Received
 from wabery_server.intents import Attempt
 from wabery_server.whatsapp import PROVIDERS, Change, Unreadable
 
-SIGNATURE = "x-hub-signature-256"
+SIGNATURE = b"x-hub-signature-256"
 _META = "meta"
 _HASH_BUDGET = 64 * 1024 * 1024
 """Bytes of HMAC that one unverified request may cost."""
@@ -90,7 +90,7 @@ async def _signer(call: Call) -> bytes:
     numbers we do not know may still be signed by an app of ours; but never more than a fixed amount of hashing.
     """
     provider, directory, body = PROVIDERS[_META], call.service.directory, call.body
-    signatures = [value.encode("latin-1") for value in call.headers.getlist(SIGNATURE)]
+    signatures = call.headers.all(SIGNATURE)
     named: dict[bytes, None] = {}
     for phone_number_id in provider.phone_number_ids(body):
         found = await directory.channel_by_number(_META, phone_number_id)

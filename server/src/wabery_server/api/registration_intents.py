@@ -207,7 +207,7 @@ async def get(call: Call) -> Answer:
     intent = await (_waited(call, intent_id, wait) if wait else _found(call, intent_id))
     body = _encode(await _shown_to(call, intent, view, include))
     tag = etag(body)
-    if call.headers.get("if-none-match", "").encode("latin-1") == tag:
+    if (call.headers.get(b"if-none-match") or "").encode("latin-1") == tag:
         return Answer(b"", 304, ((b"etag", tag),))
     return Answer(body, 200, ((b"etag", tag),))
 
@@ -340,7 +340,7 @@ def _view(call: Call, intent_id: str) -> View:
     """Who looks. Raises errors.WrongClientSecret."""
     if call.caller.trusted:
         return View.OWNER if call.caller.has(Scope.REGISTRATIONS_CREATE) else View.READER
-    presented = call.headers.get(CLIENT_SECRET)
+    presented = call.headers.get(CLIENT_SECRET.encode())
     if presented is None:
         return View.ANONYMOUS
     # The secret is derived, not stored: which version made it is not known before the row is read.

@@ -1,10 +1,26 @@
 """Every URL of the service."""
 
-from wabery_server.accounts import ChannelChanges, ChannelDraft, KeyChanges, KeyDraft, ProjectChanges, ProjectDraft, Scope
-from wabery_server.api import api_keys, channels, health, inbound, projects
+from wabery_server.accounts import (
+    ChannelChanges,
+    ChannelDraft,
+    KeyChanges,
+    KeyDraft,
+    ProjectChanges,
+    ProjectDraft,
+    PublicChannel,
+    PublicKey,
+    PublicProject,
+    Scope,
+)
+from wabery_server.api import api_keys, channels, document, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import Operation
-from wabery_server.api.registration_intents import Create
+from wabery_server.api.registration_intents import (
+    BrowserRegistrationIntent,
+    Create,
+    MintedRegistrationIntent,
+    RegistrationIntent,
+)
 
 _INTENTS = "/v1/registration-intents"
 _PROJECTS = "/v1/projects"
@@ -13,47 +29,58 @@ _CHANNELS = "/v1/channels"
 _INBOUND_BYTES = 4 * 1024 * 1024
 _PAGE = ("limit", "cursor")
 _FILTERS = ("status", "customer_reference", "contact_id", "channel_id", "created_after", "created_before")
+_SEEN = RegistrationIntent | BrowserRegistrationIntent
 
 # fmt: off
 OPERATIONS: list[Operation] = [
     # The hot ones first: a router looks from the top.
     Operation("POST", _INTENTS, intents.create, "Create a registration intent", Scope.REGISTRATIONS_CREATE,
-              publishable=True, takes=Create),
+              publishable=True, takes=Create, gives=MintedRegistrationIntent),
     Operation("GET", _INTENTS + "/{id}", intents.get, "Get a registration intent", Scope.REGISTRATIONS_READ,
-              publishable=True, query=("wait", "include")),
+              publishable=True, query=("wait", "include"), gives=_SEEN),
     Operation("POST", "/inbound/whatsapp", inbound.receive, "Receive Meta's webhook", open=True,
-              max_body=_INBOUND_BYTES),
-    Operation("GET", "/inbound/whatsapp", inbound.handshake, "Answer Meta's handshake", open=True),
+              max_body=_INBOUND_BYTES, gives=dict[str, dict[str, int]]),
+    Operation("GET", "/inbound/whatsapp", inbound.handshake, "Answer Meta's handshake", open=True, gives=str),
     Operation("GET", _INTENTS, intents.listed, "List registration intents", Scope.REGISTRATIONS_READ,
-              query=(*_PAGE, *_FILTERS)),
+              query=(*_PAGE, *_FILTERS), gives=list[RegistrationIntent]),
     Operation("POST", _INTENTS + "/{id}/cancel", intents.cancel, "Cancel a registration intent",
-              Scope.REGISTRATIONS_CREATE, publishable=True, writes=True),
+              Scope.REGISTRATIONS_CREATE, publishable=True, writes=True, gives=_SEEN),
 
-    Operation("GET", _PROJECTS, projects.listed, "List projects", Scope.PROJECTS_READ, query=_PAGE),
+    Operation("GET", _PROJECTS, projects.listed, "List projects", Scope.PROJECTS_READ, query=_PAGE,
+              gives=list[PublicProject]),
     Operation("POST", _PROJECTS, projects.create, "Create a project", Scope.PROJECTS_WRITE, writes=True,
-              takes=ProjectDraft),
-    Operation("GET", _PROJECTS + "/{id}", projects.get, "Get a project", Scope.PROJECTS_READ),
+              takes=ProjectDraft, gives=projects.FoundedProject),
+    Operation("GET", _PROJECTS + "/{id}", projects.get, "Get a project", Scope.PROJECTS_READ,
+              gives=PublicProject),
     Operation("PATCH", _PROJECTS + "/{id}", projects.update, "Change a project", Scope.PROJECTS_WRITE, writes=True,
-              takes=ProjectChanges),
+              takes=ProjectChanges, gives=PublicProject),
     Operation("POST", _PROJECTS + "/{id}/rotate-webhook-secret", projects.rotate_webhook_secret,
-              "Rotate a project's webhook secret", Scope.PROJECTS_WRITE, writes=True),
+              "Rotate a project's webhook secret", Scope.PROJECTS_WRITE, writes=True, gives=PublicProject),
 
-    Operation("GET", _KEYS, api_keys.listed, "List API keys", Scope.KEYS_WRITE, query=_PAGE),
-    Operation("POST", _KEYS, api_keys.create, "Create an API key", Scope.KEYS_WRITE, writes=True, takes=KeyDraft),
-    Operation("GET", _KEYS + "/{id}", api_keys.get, "Get an API key", Scope.KEYS_WRITE),
+    Operation("GET", _KEYS, api_keys.listed, "List API keys", Scope.KEYS_WRITE, query=_PAGE,
+              gives=list[PublicKey]),
+    Operation("POST", _KEYS, api_keys.create, "Create an API key", Scope.KEYS_WRITE, writes=True, takes=KeyDraft,
+              gives=PublicKey),
+    Operation("GET", _KEYS + "/{id}", api_keys.get, "Get an API key", Scope.KEYS_WRITE, gives=PublicKey),
     Operation("PATCH", _KEYS + "/{id}", api_keys.update, "Change an API key", Scope.KEYS_WRITE, writes=True,
-              takes=KeyChanges),
-    Operation("DELETE", _KEYS + "/{id}", api_keys.revoke, "Revoke an API key", Scope.KEYS_WRITE, writes=True),
+              takes=KeyChanges, gives=PublicKey),
+    Operation("DELETE", _KEYS + "/{id}", api_keys.revoke, "Revoke an API key", Scope.KEYS_WRITE, writes=True,
+              gives=PublicKey),
 
-    Operation("GET", _CHANNELS, channels.listed, "List channels", Scope.CHANNELS_WRITE, query=_PAGE),
+    Operation("GET", _CHANNELS, channels.listed, "List channels", Scope.CHANNELS_WRITE, query=_PAGE,
+              gives=list[PublicChannel]),
     Operation("POST", _CHANNELS, channels.create, "Create a channel", Scope.CHANNELS_WRITE, writes=True,
-              takes=ChannelDraft),
-    Operation("GET", _CHANNELS + "/{id}", channels.get, "Get a channel", Scope.CHANNELS_WRITE),
+              takes=ChannelDraft, gives=PublicChannel),
+    Operation("GET", _CHANNELS + "/{id}", channels.get, "Get a channel", Scope.CHANNELS_WRITE,
+              gives=PublicChannel),
     Operation("PATCH", _CHANNELS + "/{id}", channels.update, "Change a channel", Scope.CHANNELS_WRITE, writes=True,
-              takes=ChannelChanges),
-    Operation("DELETE", _CHANNELS + "/{id}", channels.delete, "Delete a channel", Scope.CHANNELS_WRITE, writes=True),
+              takes=ChannelChanges, gives=PublicChannel),
+    Operation("DELETE", _CHANNELS + "/{id}", channels.delete, "Delete a channel", Scope.CHANNELS_WRITE, writes=True,
+              gives=PublicChannel),
 
-    Operation("GET", "/livez", health.live, "Whether the process runs", open=True),
-    Operation("GET", "/readyz", health.ready, "Whether the process can serve", open=True),
+    Operation("GET", "/v1/openapi.json", document.openapi, "Get this document", open=True, gives=dict[str, object]),
+    Operation("GET", "/livez", health.live, "Whether the process runs", open=True, gives=dict[str, str]),
+    Operation("GET", "/readyz", health.ready, "Whether the process can serve", open=True,
+              gives=dict[str, str]),
 ]
 # fmt: on

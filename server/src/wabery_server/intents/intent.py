@@ -3,6 +3,7 @@
 import enum
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from functools import lru_cache
 from typing import NamedTuple, Self
 from urllib.parse import quote
 
@@ -238,10 +239,17 @@ def shown(intent: Intent, *, keyring: Keyring, project: Project, display_phone_n
     return Shown(token, subkeys.client_secret(intent.id), link)
 
 
+_QUOTED_PLACE = quote("{token}", safe="")
+
+
+@lru_cache(maxsize=1024)
+def _quoted(text: str) -> str:
+    return quote(text, safe="")
+
+
 def wa_link(project: Project, display_phone_number: str, token: str, locale: str | None) -> str:
     """`https://wa.me/<digits>?text=<percent-encoded>`; spaces are %20, since `+` may stay a plus."""
-    text = project.prefilled(locale).replace("{token}", token)
-    return f"https://wa.me/{display_phone_number}?text={quote(text, safe='')}"
+    return f"https://wa.me/{display_phone_number}?text={_quoted(project.prefilled(locale)).replace(_QUOTED_PLACE, token)}"
 
 
 async def find(tx: Tx, wanted: Sequence[tuple[str, str]]) -> list[Intent | None]:

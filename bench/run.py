@@ -1,0 +1,498 @@
+"""Measures mint, poll, inbound join and delivery beside the limit on the same PostgreSQL, in one run.
+
+    make bench                 three interleaved rounds; writes bench/results/
+    make bench ARGS="--rounds 1 --seconds 3 --connections 32"
+
+Everything is on this machine: the server with its embedded, durable PostgreSQL, the load generator (wrk, from Debian)
+and the receiver. The limit is pgbench, from the same wheel as the database: the same statement, the same table and
+indexes, the same number of connections, no HTTP. Nothing but loopback is talked to; every phase is bounded.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import hashlib
+import hmac
+import json
+import os
+import platform
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from importlib.metadata import version
+from pathlib import Path
+
+import asyncpg
+import msgspec
+
+from wabery_server import accounts, ids, intents
+from wabery_server.accounts import KeyDraft, ProjectChanges, ProjectDraft
+from wabery_server.contacts import Identity
+from wabery_server.db import Database, Source, Tx
+from wabery_server.db.embedded import Embedded
+from wabery_server.idempotency import Stored
+from wabery_server.intents import Intent, Mint, Status, Trust
+from wabery_server.phone import payloads
+from wabery_server.secrets import Keyring, Subkeys
+
+HERE = Path(__file__).parent
+LIFTED = {
+    "WABERY_SECRET_KEY_PER_SECOND": "1000000",
+    "WABERY_PUBLISHABLE_IP_PER_MINUTE": "100000000",
+    "WABERY_PUBLISHABLE_KEY_PER_MINUTE": "100000000",
+    "WABERY_POLLS_PER_MINUTE": "100000000",
+    "WABERY_DELIVERY_ALLOW_NETWORKS": "127.0.0.0/8",
+    "WABERY_DELIVERY_ALLOW_PORTS": "any",
+    "WABERY_DELIVERY_PER_ENDPOINT": "256",
+    "WABERY_LOG_LEVEL": "warning",
+}
+"""One client plays thousands: the limits are counted as always, but do not refuse."""
+POLLED = 100_000
+PATIENCE_SECONDS = 120
+
+
+@dataclass
+class Tenant:
+    project: accounts.Project
+    channel: accounts.Channel
+    app_secret: bytes
+    secret_key: str
+    publishable_key: str
+    key_id: str
+
+
+@dataclass
+class Figure:
+    """One row of the table, a value a round."""
+
+    name: str
+    rates: list[float] = field(default_factory=list)
+    p50: list[float] = field(default_factory=list)
+    p99: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """Microseconds of the server process a request."""
+    refused: int = 0
+
+
+class Bench:
+    """A server under load."""
+
+    def __init__(self, folder: Path, arguments: argparse.Namespace) -> None:
+        self.folder = folder
+        self.seconds: int = arguments.seconds
+        self.connections: int = arguments.connections
+        self.figures: dict[str, Figure] = {}
+        self.facts: dict[str, object] = {}
+        self.tenants: list[Tenant] = []
+        self._number = 0
+
+    def run(self, rounds: int) -> None:
+        with self._server() as server:
+            self.embedded = Embedded.open(self.folder / "data")
+            try:
+                asyncio.run(self._prepare())
+                for _ in range(rounds):
+                    self._round(server)
+            finally:
+                self.embedded.close()
+
+    def _round(self, server: "Server") -> None:
+        self._pgbench("limit: insert, pgbench", "insert.sql")
+        self._mint(server, "mint, 1 project", 1)
+        self._mint(server, "mint, 100 projects", 100)
+        self._mint(server, "mint, Idempotency-Key", 1, idempotent=True)
+        self._pgbench("limit: select, pgbench", "select.sql")
+        self._poll(server)
+        self._inbound(server)
+        self._deliver()
+        self.facts["api process, MB"] = round(server.memory() / 1e6, 1)
+
+    def _mint(self, server: "Server", name: str, projects: int, *, idempotent: bool = False) -> None:
+        keys = self.folder / f"keys-{projects}.txt"
+        keys.write_text("".join(f"{tenant.secret_key}\n" for tenant in self.tenants[:projects]))
+        self._number += 1
+        self._wrk(server, name, "mint.lua", str(keys), f"u{self._number}-", "key" if idempotent else "no")
+
+    def _poll(self, server: "Server") -> None:
+        self._wrk(server, "poll", "poll.lua", str(self.folder / "polled.txt"))
+
+    def _inbound(self, server: "Server") -> None:
+        """As many live tokens, each from a person of its own, as the run can use up."""
+        wanted = self.seconds * 16_000
+        path = self.folder / "inbound.txt"
+        asyncio.run(self._write_webhooks(path, wanted))
+        self._wrk(server, "inbound join", "inbound.lua", str(path))
+
+    async def _prepare(self) -> None:
+        async with self._database() as database:
+            await database.run(self._make_tenants)
+            made = [self._new_mint(self.tenants[n % len(self.tenants)], f"polled-{n}") for n in range(POLLED)]
+            await self._insert(database, made)
+            publishable = {tenant.project.id: tenant.publishable_key for tenant in self.tenants}
+            with (self.folder / "polled.txt").open("w") as file:
+                file.writelines(f"{publishable[m.intent.project_id]}\t{m.intent.id}\n" for m in made)
+            sizes = await database.run(
+                lambda tx: tx.rows("select version(), current_setting('shared_buffers')")
+            )
+            self.facts["postgresql"] = (
+                sizes[0][0].split(" on ")[0] + f", shared_buffers {sizes[0][1]}, durable"
+            )
+        connection = await asyncpg.connect(**self.embedded.address.dsn_kwargs())
+        await connection.execute("vacuum analyze")
+        await connection.close()
+
+    async def _make_tenants(self, tx: Tx) -> None:
+        self.tenants.clear()
+        now = datetime.now(UTC)
+        organization_id = await accounts.find_organization(tx)
+        for number in range(100):
+            draft = ProjectDraft(name=f"bench {number}")
+            new = accounts.new_project(organization_id, draft, keyring=self.keyring, at=now)
+            await accounts.create_project(tx, new, keyring=self.keyring, actor="cli:bench", at=now)
+            project = new.project
+            secret = accounts.new_key(project, KeyDraft(name="server", scopes=["full"]), now)
+            public = accounts.new_key(project, KeyDraft(name="page", kind="publishable"), now)
+            for key in (secret, public):
+                await accounts.create_key(tx, key, actor="cli:bench", at=now)
+            (channel,) = await accounts.list_channels(tx, project.id, limit=1)
+            credentials = await accounts.unseal_credentials(tx, channel, keyring=self.keyring)
+            app_secret = credentials.app_secrets[0].encode()
+            self.tenants.append(
+                Tenant(project, channel, app_secret, secret.value, public.value, secret.key.id)
+            )
+
+    def _new_mint(self, tenant: Tenant, reference: str) -> Mint:
+        now = datetime.now(UTC)
+        intent = Intent(
+            project_id=tenant.project.id,
+            id=ids.new("reg", now),
+            status=Status.PENDING,
+            customer_reference=reference,
+            metadata=msgspec.Raw(b'{"plan":"starter"}'),
+            reference_trust=Trust.SERVER,
+            channel_id=tenant.channel.id,
+            api_key_id=tenant.key_id,
+            locale=None,
+            secret_version=1,
+            created_at=now,
+            expires_at=now + timedelta(hours=24),
+        )
+        return Mint(tenant.project, intent, self.keyring.current.token(intent.id), Stored(200, b"{}"))
+
+    async def _insert(self, database: Database, made: list[Mint]) -> None:
+        for start in range(0, len(made), 500):
+            part = made[start : start + 500]
+            await database.run(
+                lambda tx, part=part: intents.mint(tx, part, keyring=self.keyring, keep=timedelta(hours=24))  # type: ignore[misc]
+            )
+
+    async def _write_webhooks(self, path: Path, wanted: int) -> None:
+        self._number += 1
+        made = [
+            self._new_mint(self.tenants[n % len(self.tenants)], f"in{self._number}-{n}")
+            for n in range(wanted)
+        ]
+        async with self._database() as database:
+            await self._insert(database, made)
+        at = datetime.now(UTC)
+        with path.open("w") as file:
+            for number, mint in enumerate(made):
+                tenant = self.tenants[number % len(self.tenants)]
+                serial = f"{self._number:03d}{number:07d}"
+                body = payloads.meta_text(
+                    phone_number_id=tenant.channel.phone_number_id,
+                    display_phone_number=tenant.channel.display_phone_number,
+                    waba_id=tenant.channel.waba_id,
+                    text=f"Connect my account: {mint.token}",
+                    sender=Identity(bsuid=f"DE.9{serial}", phone=f"49{serial}", profile_name="Bench"),
+                    message_id=f"wamid.bench{serial}",
+                    at=at,
+                )
+                signature = hmac.new(tenant.app_secret, body, hashlib.sha256).hexdigest()
+                file.write(f"sha256={signature}\t{body.decode()}\n")
+
+    def _deliver(self) -> None:
+        """A backlog of events to one endpoint, from the worker's start to the last distinct event at the receiver."""
+        wanted = self.seconds * 4_000
+        with self._receiver() as url:
+            asyncio.run(self._queue_deliveries(url, wanted))
+            before = received(url)
+            with self._process("worker") as worker:
+                began, cpu = time.monotonic(), None
+                while (seen := received(url) - before) < wanted:
+                    if cpu is None and seen:
+                        began, cpu, already = time.monotonic(), worker.cpu(), seen
+                    if time.monotonic() - began > PATIENCE_SECONDS:
+                        raise SystemExit(f"only {seen} of {wanted} deliveries arrived")
+                    time.sleep(0.01)
+                seconds = time.monotonic() - began
+                used = worker.cpu() - (cpu or 0.0)
+            count = wanted - already
+            figure = self.figures.setdefault("delivery, end to end", Figure("delivery, end to end"))
+            figure.rates.append(count / seconds)
+            figure.cpu.append(used / count * 1e6)
+            asyncio.run(self._stop_deliveries())
+
+    async def _queue_deliveries(self, url: str, wanted: int) -> None:
+        from wabery_server import outbox
+        from wabery_server.outbox import Event, EventType
+
+        tenant = self.tenants[0]
+        now = datetime.now(UTC)
+        payload: dict[str, object] = {"customer_reference": "user_123", "text": "x" * 400}
+        async with self._database() as database:
+            changes = ProjectChanges(webhook_url=url)
+            await database.run(
+                lambda tx: accounts.update_project(
+                    tx, tenant.project.id, changes, keyring=self.keyring, actor="cli:bench", at=now
+                )
+            )
+            for _ in range(0, wanted, 500):
+                events = [
+                    Event(
+                        id=ids.new("evt", now),
+                        project_id=tenant.project.id,
+                        type=EventType.MESSAGE_RECEIVED,
+                        payload=dict(payload),
+                        created_at=now,
+                    )
+                    for _ in range(500)
+                ]
+                await database.run(
+                    lambda tx, e=events: outbox.record(tx, e, {tenant.project.id: tenant.project})  # type: ignore[misc]
+                )
+
+    async def _stop_deliveries(self) -> None:
+        async with self._database() as database:
+            await database.run(
+                lambda tx: accounts.update_project(
+                    tx,
+                    self.tenants[0].project.id,
+                    ProjectChanges(webhook_url=None),
+                    keyring=self.keyring,
+                    actor="cli:bench",
+                    at=datetime.now(UTC),
+                )
+            )
+
+    def _wrk(self, server: "Server", name: str, script: str, *arguments: str) -> None:
+        command = [
+            "wrk",
+            "-t1",
+            f"-c{self.connections}",
+            f"-d{self.seconds}s",
+            "--latency",
+            "--timeout",
+            "10s",
+        ]
+        command += ["-s", str(HERE / "wrk" / script), server.url, "--", *arguments]
+        before = server.cpu()
+        done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True)
+        used = server.cpu() - before
+        line = next(line for line in done.stdout.splitlines() if line.startswith("RESULT "))
+        result = json.loads(line.removeprefix("RESULT "))
+        figure = self.figures.setdefault(name, Figure(name))
+        figure.rates.append(result["requests"] / result["seconds"])
+        figure.p50.append(result["p50"])
+        figure.p99.append(result["p99"])
+        figure.cpu.append(used / max(result["requests"], 1) * 1e6)
+        figure.refused += result["refused"] + result["broken"]
+        say(f"{name:28} {figure.rates[-1]:9,.0f}/s  p50 {result['p50']:6.2f}  p99 {result['p99']:6.2f}")
+
+    def _pgbench(self, name: str, script: str) -> None:
+        address = self.embedded.address
+        environ = {"PATH": os.environ["PATH"], "PGPASSWORD": address.password or ""}
+        tenant = self.tenants[0]
+        command = [str(self.embedded.bin / "pgbench"), "-h", address.host, "-p", str(address.port)]
+        command += ["-U", address.user, "-n", "-M", "prepared", "-c", str(self.connections), "-j", "1"]
+        command += [
+            "-T",
+            str(self.seconds),
+            "-D",
+            f"project={tenant.project.id}",
+            "-D",
+            f"key={tenant.key_id}",
+        ]
+        command += [
+            "-D",
+            f"channel={tenant.channel.id}",
+            "-f",
+            str(HERE / "pgbench" / script),
+            address.database,
+        ]
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True, env=environ
+        )
+        rate = next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("tps = "))
+        self.figures.setdefault(name, Figure(name)).rates.append(rate)
+        say(f"{name:28} {rate:9,.0f}/s")
+
+    def _database(self) -> Database:
+        return Database(Source(parts=self.embedded.address.dsn_kwargs()), pool_size=1)
+
+    @property
+    def keyring(self) -> Keyring:
+        return Keyring(Subkeys((self.folder / "data" / "secret.key").read_text().strip()))
+
+    @contextlib.contextmanager
+    def _server(self) -> Iterator["Server"]:
+        began = time.monotonic()
+        with self._process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
+            server.url = "http://127.0.0.1:8499"
+            server.wait()
+            self.facts["ready, cold (with initdb), s"] = round(time.monotonic() - began, 2)
+        began = time.monotonic()
+        with self._process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
+            server.url = "http://127.0.0.1:8499"
+            server.wait()
+            self.facts["ready, warm, s"] = round(time.monotonic() - began, 2)
+            yield server
+
+    @contextlib.contextmanager
+    def _process(self, command: str, **settings: str) -> Iterator["Server"]:
+        environ = {name: value for name, value in os.environ.items() if not name.startswith("WABERY_")}
+        environ |= LIFTED | {"WABERY_DATA_DIR": str(self.folder / "data")} | settings
+        with subprocess.Popen([sys.executable, "-m", "wabery_server", command], env=environ) as process:
+            try:
+                yield Server(process)
+            finally:
+                process.send_signal(signal.SIGTERM)
+                process.wait(30)
+
+    @contextlib.contextmanager
+    def _receiver(self) -> Iterator[str]:
+        command = [sys.executable, str(HERE / "receiver.py"), "--port", "0", "--record"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert process.stdout is not None
+                where = process.stdout.readline().split()[-1]
+                yield f"http://{where}/"
+            finally:
+                process.send_signal(signal.SIGTERM)
+
+
+class Server:
+    """A process of ours, and what the kernel says of it."""
+
+    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+        self._process = process
+        self.url = ""
+
+    def wait(self) -> None:
+        end = time.monotonic() + PATIENCE_SECONDS
+        while time.monotonic() < end:
+            with contextlib.suppress(OSError):
+                with urllib.request.urlopen(f"{self.url}/readyz", timeout=2):
+                    return
+            time.sleep(0.01)
+        raise SystemExit("the server did not become ready")
+
+    def cpu(self) -> float:
+        """Seconds of user and system time so far."""
+        fields = Path(f"/proc/{self._process.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def memory(self) -> int:
+        """Bytes of resident memory."""
+        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def received(url: str) -> int:
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return int(json.load(answer)["distinct"])
+
+
+def table(bench: Bench) -> str:
+    """The results as Markdown, with what they are to be compared with."""
+    lines = ["| | median/s | best/s | of pgbench | p50 ms | p99 ms | CPU us | refused |", "|-|-|-|-|-|-|-|-|"]
+    limits = {"mint": "limit: insert, pgbench", "poll": "limit: select, pgbench"}
+    for figure in bench.figures.values():
+        limit = bench.figures.get(limits.get(figure.name.split(",")[0], ""))
+        median = statistics.median(figure.rates)
+        ratio = f"{median / statistics.median(limit.rates):.2f}" if limit else ""
+        p50, p99, cpu = (
+            f"{statistics.median(values):.{digits}f}" if values else ""
+            for values, digits in ((figure.p50, 1), (figure.p99, 1), (figure.cpu, 0))
+        )
+        lines.append(
+            f"| {figure.name} | {median:,.0f} | {max(figure.rates):,.0f} | {ratio} | {p50} | {p99} | {cpu} "
+            f"| {figure.refused} |"
+        )
+    return "\n".join(lines)
+
+
+def hardware() -> dict[str, object]:
+    model = next(
+        (
+            line.split(":", 1)[1].strip()
+            for line in Path("/proc/cpuinfo").read_text().splitlines()
+            if "model name" in line
+        ),
+        platform.machine(),
+    )
+    packages = (
+        "wabery-server",
+        "starlette",
+        "uvicorn",
+        "uvloop",
+        "httptools",
+        "msgspec",
+        "asyncpg",
+        "aiohttp",
+    )
+    return {
+        "machine": f"{os.cpu_count()} cores, {model}",
+        "load before the run": f"{os.getloadavg()[0]:.2f}",
+        "python": platform.python_version(),
+        **{name: version(name) for name in packages},
+    }
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--rounds", type=int, default=3, choices=range(1, 11))
+    parser.add_argument("--seconds", type=int, default=8, choices=range(1, 61), help="of each measurement")
+    parser.add_argument("--connections", type=int, default=32, choices=range(1, 513))
+    parser.add_argument("--write", action="store_true", help="write the table to bench/results/")
+    arguments = parser.parse_args()
+    if shutil.which("wrk") is None:
+        raise SystemExit("The load generator is missing: apt-get install wrk")
+    before = hardware()
+    with tempfile.TemporaryDirectory(prefix="wabery-bench-") as folder:
+        bench = Bench(Path(folder), arguments)
+        bench.run(arguments.rounds)
+    facts = before | bench.facts
+    what = f"{arguments.rounds} rounds of {arguments.seconds} s, {arguments.connections} connections"
+    text = "\n".join(
+        [
+            f"# {datetime.now(UTC):%Y-%m-%d}: {what}",
+            "",
+            table(bench),
+            "",
+            *(f"- {k}: {v}" for k, v in facts.items()),
+        ]
+    )
+    print(text)
+    if arguments.write:
+        path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-c{arguments.connections}.md"
+        path.write_text(text + "\n")
+        say(f"written to {path}")
+
+
+if __name__ == "__main__":
+    main()

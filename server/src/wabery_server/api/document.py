@@ -1,0 +1,621 @@
+"""The contract: openapi.json (OpenAPI 3.1), made from the routes table, the types, the errors and the events.
+
+What an operation has beyond its line in the table stands in `_MORE`. A query parameter, type or event that nobody has
+explained stops the generator, so that nothing is served undocumented.
+"""
+
+import asyncio
+import enum
+import functools
+import inspect
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import UnionType
+from typing import NamedTuple, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
+
+import msgspec
+
+from wabery_server import errors, webhooks
+from wabery_server.api import channels, examples, health, inbound, projects
+from wabery_server.api import registration_intents as intents
+from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
+from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
+from wabery_server.api.docstrings import explanations
+from wabery_server.api.events import PAYLOADS
+from wabery_server.errors import WaberyError
+from wabery_server.intents import Status
+from wabery_server.outbox import OPT_IN, EventType
+
+Json: TypeAlias = dict[str, object]
+
+
+class More(NamedTuple):
+    """What an operation has that its line in the table does not say."""
+
+    refusals: Sequence[type[WaberyError]] = ()
+    """Beyond those that every call of its kind may answer."""
+    limited: bool = False
+    """Whether the answer carries the headers of a limit."""
+    tagged: bool = False
+    """Whether it has an ETag."""
+    parameters: Sequence[Json] = ()
+    body: Json | None = None
+    """A body that is not decoded into a type of ours."""
+
+
+async def openapi(_call: Call) -> Answer:
+    """This document."""
+    text = await asyncio.to_thread(document)
+    return Answer(text.encode())
+
+
+@functools.cache
+def document() -> str:
+    """The whole document, indented, with a final newline; the same for the same code."""
+    from wabery_server.api.routes import (
+        OPERATIONS,
+    )  # the table names `openapi`, so it is read when it is needed
+
+    return json.dumps(_document(OPERATIONS), indent=2, ensure_ascii=False) + "\n"
+
+
+def refusals(operation: Operation) -> list[type[WaberyError]]:
+    """What a call may be refused with, in the catalogue's order."""
+    more = _MORE.get(operation.handler, More())
+    found = {errors.HeadersTooLarge, errors.PayloadTooLarge, errors.InternalError, *more.refusals}
+    if not operation.open:
+        found |= {errors.InvalidRequest, errors.MissingApiKey, errors.InvalidApiKey, errors.KeyExpired}
+        found |= {errors.InsufficientScope, errors.SecretKeyInBrowser, errors.RateLimited, errors.Unavailable}
+    if operation.publishable:
+        found |= {errors.OriginNotAllowed, errors.OriginRequired}
+    if _takes_client_secret(operation):
+        found.add(errors.WrongClientSecret)
+    if _is_idempotent(operation):
+        found |= {errors.InvalidIdempotencyKey, errors.IdempotencyKeyReused, errors.IdempotencyInProgress}
+    if operation.takes is not None:
+        found.add(errors.UnsupportedMediaType)
+    if "{" in operation.path:
+        found.add(errors.NotFound)
+    if "cursor" in operation.query:
+        found.add(errors.InvalidCursor)
+    return [refusal for refusal in errors.catalogue() if refusal in found]
+
+
+OUTSIDE = (errors.UnknownPath, errors.MethodNotAllowed, errors.ForeignHost)
+"""Refusals that no operation answers: the path is not served, or `wabery dev` refuses before looking at it."""
+
+
+def may_call(operation: Operation) -> str:
+    """Who may call it, in a few words."""
+    if operation.open:
+        return "anybody"
+    scope = f"a secret key with `{operation.scope}`" if operation.scope else "a secret key"
+    if not operation.publishable:
+        return scope
+    needs = " and the client secret" if _is_idempotent(operation) and _takes_client_secret(operation) else ""
+    return f"a publishable key{needs}, or {scope}"
+
+
+_MORE: Mapping[object, More] = {
+    intents.create: More(
+        refusals=(
+            errors.InvalidCustomerReference,
+            errors.InvalidMetadata,
+            errors.MetadataTooLarge,
+            errors.ExpiresInOutOfRange,
+            errors.ReferenceSignatureMissing,
+            errors.ChannelNotReady,
+            errors.TooManyPending,
+            errors.TooManyPendingHere,
+        ),
+        limited=True,
+    ),
+    intents.get: More(limited=True, tagged=True),
+    intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
+    projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
+    channels.create: More(refusals=(errors.NumberTaken,)),
+    health.ready: More(refusals=(errors.Unavailable,)),
+    inbound.receive: More(
+        refusals=(errors.InvalidSignature, errors.Unavailable),
+        parameters=[
+            {
+                "name": inbound.SIGNATURE,
+                "in": "header",
+                "required": True,
+                "description": "`sha256=` and the hex HMAC-SHA256 of the raw body under the Meta app's secret.",
+                "schema": {"type": "string"},
+            }
+        ],
+        body={"type": "object", "description": "A webhook of Meta's WhatsApp Cloud API, as Meta sends it."},
+    ),
+    inbound.handshake: More(
+        refusals=(errors.InvalidVerifyToken, errors.Unavailable),
+        parameters=[
+            {"name": name, "in": "query", "required": True, "schema": {"type": "string"}, "description": what}
+            for name, what in (
+                ("hub.mode", "`subscribe`."),
+                ("hub.verify_token", "The verify token of a channel."),
+                ("hub.challenge", "What to answer."),
+            )
+        ],
+    ),
+}
+
+_QUERY: Mapping[str, tuple[Json, str]] = {
+    "limit": (
+        {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
+        "Objects per page.",
+    ),
+    "cursor": ({"type": "string"}, "`next_cursor` of the page before."),
+    "wait": (
+        {"type": "integer", "minimum": 0, "maximum": intents.MAX_WAIT, "default": 0},
+        "Seconds to wait for the status or phase to change; the answer comes at once when it does.",
+    ),
+    "include": (
+        {"type": "string", "enum": ["qr"]},
+        "`qr`: the link as a QR code, for whoever may see the link.",
+    ),
+    "status": ({"type": "string", "enum": [*Status]}, "Only those that stand so."),
+    "customer_reference": (
+        {"type": "string", "minLength": 1, "maxLength": 255},
+        "Only those of this customer.",
+    ),
+    "contact_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this contact."),
+    "channel_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this channel."),
+    "created_after": ({"type": "string", "format": "date-time"}, "Created then or later."),
+    "created_before": ({"type": "string", "format": "date-time"}, "Created before."),
+}
+
+_HEADERS: Mapping[str, tuple[Json, str]] = {
+    "Wabery-Version": (
+        {"type": "string", "format": "date"},
+        "The contract's version. A 404 or 405 without it: this build does not serve the path.",
+    ),
+    "Wabery-Request-Id": (
+        {"type": "string"},
+        "The request's id, also in the body of an error and in the log.",
+    ),
+    "RateLimit-Policy": (
+        {"type": "string"},
+        'A limit of this call: `"name";q=quota;w=seconds` (IETF draft-ietf-httpapi-ratelimit-headers-11).',
+    ),
+    "RateLimit": ({"type": "string"}, 'What is left of it: `"name";r=requests;t=seconds until it is whole`.'),
+    "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds until the next request is welcome."),
+    "ETag": ({"type": "string"}, "Changes with the body; send it as `If-None-Match`."),
+    "Idempotency-Replayed": (
+        {"type": "string", "enum": ["true"]},
+        "This answer was given before, to a request with the same `Idempotency-Key`.",
+    ),
+}
+
+_ABOUT = """\
+Mint a single-use WhatsApp registration link for one of your users, and learn which WhatsApp account belongs to them.
+
+- Times are ISO 8601, UTC, with milliseconds and `Z`. Ids are a prefix and 26 characters.
+- Answers may gain fields, and enums values; unknown fields in a request are refused.
+- Every error has a stable `error` code, a `message` for people and a `request_id`; most have a `hint`.
+- A path or method that this build does not serve answers `unknown_path` (404) or `method_not_allowed` (405) without
+  the header `Wabery-Version`. `wabery dev` answers `foreign_host` (403) to pages and hosts outside this machine.
+- Lists are newest first, a page at a time."""
+
+
+def _document(operations: Sequence[Operation]) -> Json:
+    types = _Types(
+        {
+            kind
+            for operation in operations
+            for kind in (operation.takes, *_members(_item(operation.gives)))
+            if kind is not None
+        }
+        | set(PAYLOADS.values())
+    )
+    paths: dict[str, Json] = {}
+    for operation in operations:
+        paths.setdefault(operation.path, {})[operation.method.lower()] = _operation(operation, types)
+    return {
+        "openapi": "3.1.0",
+        "info": {
+            "title": "Wabery",
+            "version": VERSION,
+            "description": _ABOUT,
+            "license": {"name": "Apache License 2.0", "identifier": "Apache-2.0"},
+        },
+        "servers": [
+            {
+                "url": "{base_url}",
+                "description": "Your installation",
+                "variables": {"base_url": {"default": "http://127.0.0.1:8420"}},
+            }
+        ],
+        "tags": [*_tags(operations), {"name": "webhooks", "description": "What your server is told."}],
+        "paths": paths,
+        "webhooks": {event: {"post": _webhook(event, types)} for event in EventType},
+        "components": {
+            "schemas": {**types.schemas, "ErrorCode": _error_code(), "Error": _ERROR},
+            "responses": {
+                _refusal_name(some): _refusal(some)
+                for operation in operations
+                for some in _by_status(operation)
+            },
+            "headers": {
+                name: {"description": what, "schema": schema} for name, (schema, what) in _HEADERS.items()
+            },
+            "examples": {
+                _example_name(refusal): {"value": examples.error(refusal)} for refusal in errors.catalogue()
+            },
+            "securitySchemes": {
+                "secretKey": {
+                    "type": "http",
+                    "scheme": "bearer",
+                    "description": "`wab_live_…` or `wab_test_…`, from a server; a browser's request is refused.",
+                },
+                "publishableKey": {
+                    "type": "apiKey",
+                    "in": "header",
+                    "name": PUBLISHABLE_KEY,
+                    "description": "`wab_pub_…`, safe in browsers: mints intents, and reads them one by one.",
+                },
+            },
+        },
+    }
+
+
+def _tags(operations: Iterable[Operation]) -> Iterator[Json]:
+    for module in dict.fromkeys(inspect.getmodule(operation.handler) for operation in operations):
+        about = (inspect.getdoc(module) or "").partition("\n\n")[0]
+        assert module is not None
+        yield {"name": _tag(module.__name__), "description": about.replace("\n", " ")}
+
+
+def _tag(module: str) -> str:
+    return module.rpartition(".")[2].replace("_", " ")
+
+
+# Operations
+
+
+def _operation(operation: Operation, types: "_Types") -> Json:
+    handler = operation.handler
+    tag = _tag(handler.__module__)
+    name = "list" if handler.__name__ == "listed" else handler.__name__
+    made: Json = {
+        "operationId": f"{tag.replace(' ', '_')}.{name}",
+        "tags": [tag],
+        "summary": operation.summary,
+        "description": f"{inspect.getdoc(handler)}\n\nFor {may_call(operation)}.",
+        "security": _security(operation),
+        "parameters": list(_parameters(operation)),
+        "responses": {**_answers(operation, types), **_refused(operation)},
+    }
+    body = _body(operation, types)
+    return made if body is None else {**made, "requestBody": body}
+
+
+def _security(operation: Operation) -> list[Json]:
+    if operation.open:
+        return []
+    secret: Json = {"secretKey": [operation.scope] if operation.scope else []}
+    return [secret, {"publishableKey": []}] if operation.publishable else [secret]
+
+
+def _parameters(operation: Operation) -> Iterator[Json]:
+    for name in re.findall(r"{(\w+)}", operation.path):
+        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+    for name in operation.query:
+        schema, what = _QUERY[name]
+        yield {"name": name, "in": "query", "description": what, "schema": schema}
+    if _is_idempotent(operation):
+        yield _header(
+            "Idempotency-Key",
+            "1 to 255 printable ASCII characters, new for each new request. The same request with the same key within "
+            "24 hours is answered as the first one was, and changes nothing.",
+            {"type": "string", "minLength": 1, "maxLength": 255},
+        )
+    if _takes_client_secret(operation):
+        yield _header(CLIENT_SECRET, "`client_secret` of this intent, beside a publishable key.")
+    more = _MORE.get(operation.handler, More())
+    if more.tagged:
+        yield _header("If-None-Match", "The `ETag` of an answer: 304 while nothing has changed.")
+    yield from more.parameters
+
+
+def _header(name: str, what: str, schema: Json | None = None) -> Json:
+    return {"name": name, "in": "header", "description": what, "schema": schema or {"type": "string"}}
+
+
+def _is_idempotent(operation: Operation) -> bool:
+    return operation.method != "GET" and not operation.open
+
+
+def _takes_client_secret(operation: Operation) -> bool:
+    return operation.publishable and "{id}" in operation.path
+
+
+def _body(operation: Operation, types: "_Types") -> Json | None:
+    more = _MORE.get(operation.handler, More())
+    if operation.takes is None and more.body is None:
+        return None
+    media: Json = {"schema": more.body or types.reference(operation.takes)}
+    if operation.takes is intents.Create:
+        media["example"] = examples.MINT
+    return {"required": True, "content": {"application/json": media}}
+
+
+def _answers(operation: Operation, types: "_Types") -> Json:
+    more = _MORE.get(operation.handler, More())
+    names = ["Wabery-Version", "Wabery-Request-Id"]
+    if more.limited:
+        names += ["RateLimit-Policy", "RateLimit"]
+    if more.tagged:
+        names.append("ETag")
+    if _is_idempotent(operation):
+        names.append("Idempotency-Replayed")
+    schema = _answer_schema(operation, types)
+    media = "text/plain" if operation.gives is str else "application/json"
+    content: Json = {"schema": schema}
+    if shown := _EXAMPLES.get(operation.handler):
+        content["examples"] = {name: {"value": value} for name, value in shown.items()}
+    answers: Json = {
+        "200": {"description": "Done.", "headers": _headers(names), "content": {media: content}},
+    }
+    if more.tagged:
+        unchanged = {"description": "What you have is what there is.", "headers": _headers(names)}
+        answers["304"] = unchanged
+    return answers
+
+
+_EXAMPLES: Mapping[object, Mapping[str, object]] = {
+    intents.create: {"minted": examples.MINTED},
+    intents.get: {"secret_key": examples.READ, "publishable_key": examples.POLLED},
+}
+
+
+def _answer_schema(operation: Operation, types: "_Types") -> Json:
+    """`list[X]` is a page of X; `A | B` depends on who asks."""
+    gives = operation.gives
+    assert gives is not None, f"routes.py does not say what {operation.method} {operation.path} gives"
+    if get_origin(gives) is list:
+        page: Json = {
+            "object": {"enum": ["list"]},
+            "data": {"type": "array", "items": types.reference(_item(gives))},
+            "has_more": {"type": "boolean"},
+            "next_cursor": {"type": ["string", "null"], "description": "Null on the last page."},
+        }
+        return {"type": "object", "properties": page, "required": list(page)}
+    members = [types.reference(kind) for kind in _members(gives)]
+    return members[0] if len(members) == 1 else {"anyOf": members}
+
+
+def _refused(operation: Operation) -> Json:
+    return {
+        str(some[0].status): {"$ref": f"#/components/responses/{_refusal_name(some)}"}
+        for some in _by_status(operation)
+    }
+
+
+def _by_status(operation: Operation) -> list[list[type[WaberyError]]]:
+    found: dict[int, list[type[WaberyError]]] = {}
+    for refusal in refusals(operation):
+        found.setdefault(refusal.status, []).append(refusal)
+    return [some for _, some in sorted(found.items())]
+
+
+def _refusal_name(some: Sequence[type[WaberyError]]) -> str:
+    return ".".join([str(some[0].status), *(refusal.code for refusal in some)])
+
+
+def _refusal(some: Sequence[type[WaberyError]]) -> Json:
+    codes = [refusal.code for refusal in some]
+    names = ["Wabery-Version", "Wabery-Request-Id"]
+    if some[0].status in (429, 503) or errors.IdempotencyInProgress in some:
+        names.append("Retry-After")
+    return {
+        "description": " ".join(f"`{refusal.code}`: {_oneline(refusal)}" for refusal in some),
+        "headers": _headers(names),
+        "content": {
+            "application/json": {
+                "schema": {
+                    "allOf": [{"$ref": _REF.format(name="Error")}, {"properties": {"error": {"enum": codes}}}]
+                },
+                "examples": {
+                    refusal.code: {"$ref": f"#/components/examples/{_example_name(refusal)}"}
+                    for refusal in some
+                },
+            }
+        },
+    }
+
+
+def _headers(names: Iterable[str]) -> Json:
+    return {name: {"$ref": f"#/components/headers/{name}"} for name in names}
+
+
+def _example_name(refusal: type[WaberyError]) -> str:
+    """The code; where it comes with two statuses, the second has its status in its name."""
+    twins = [one for one in errors.catalogue() if one.code == refusal.code]
+    return refusal.code if refusal is twins[0] else f"{refusal.code}_{refusal.status}"
+
+
+_ERROR: Json = {
+    "type": "object",
+    "description": "Every answer that is not 2xx or 304.",
+    "properties": {
+        "error": {"$ref": "#/components/schemas/ErrorCode"},
+        "message": {"type": "string", "description": "What happened, for people; may be worded anew."},
+        "request_id": {"type": "string"},
+        "param": {"type": "string", "description": "The field, parameter or header at fault."},
+        "hint": {"type": "string", "description": "What to do about it."},
+    },
+    "required": ["error", "message", "request_id"],
+}
+
+
+def _error_code() -> Json:
+    """The closed list of codes."""
+    about: dict[str, str] = {}
+    for refusal in errors.catalogue():
+        about.setdefault(refusal.code, f"- `{refusal.code}` ({refusal.status}): {_oneline(refusal)}")
+    return {"type": "string", "enum": list(about), "description": "\n".join(about.values())}
+
+
+def _oneline(of: type) -> str:
+    return (inspect.getdoc(of) or "").replace("\n", " ")
+
+
+# Webhooks
+
+
+def _webhook(event: EventType, types: "_Types") -> Json:
+    body: Json = {
+        "event": {"enum": [event]},
+        "payload": types.reference(PAYLOADS[event]),
+        "sentAt": {"type": "string", "format": "date-time", "description": "The same on every attempt."},
+    }
+    about = explanations(EventType)[event.name]
+    return {
+        "operationId": event,
+        "tags": ["webhooks"],
+        "summary": about.partition(". ")[0].partition("\n")[0].rstrip("."),
+        "description": about,
+        "parameters": [_header(name, what) | {"required": required} for name, what, required in _SIGNATURES],
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"type": "object", "properties": body, "required": list(body)},
+                    "example": examples.delivery(event),
+                }
+            },
+        },
+        "responses": {
+            "2XX": {"description": "Taken; answer within 15 seconds."},
+            "410": {
+                "description": "Not wanted any more: nothing is sent to this endpoint until its URL is set again."
+            },
+            "default": {
+                "description": f"Sent again, {webhooks.ATTEMPTS} attempts in all over three days. `Retry-After` of a "
+                "429 or 503 is respected."
+            },
+        },
+    } | ({"x-opt-in": True} if event in OPT_IN else {})
+
+
+_SIGNATURES = (
+    (
+        "x-wabery-signature",
+        "`sha256=` and the hex HMAC-SHA256 of the raw body; key: the secret as it is shown.",
+        True,
+    ),
+    ("x-wabery-signature-next", "The same by the second secret, while two overlap.", False),
+    ("webhook-id", "The event's id, the same on every attempt: handle it once.", True),
+    ("webhook-timestamp", "Unix seconds of this attempt.", True),
+    (
+        "webhook-signature",
+        "Standard Webhooks 1.0.0: `v1,` and base64, one for each secret, separated by spaces.",
+        True,
+    ),
+)
+
+
+# Types
+
+
+_REF = "#/components/schemas/{name}"
+_NAMES = {
+    "Create": "RegistrationIntentDraft",
+    "PublicChannel": "Channel",
+    "PublicKey": "ApiKey",
+    "PublicProject": "Project",
+}
+"""What the contract calls a class of ours, where it does not use the class's own name."""
+
+
+class _Types:
+    """The schemas of types, with the explanations that stand in their source."""
+
+    def __init__(self, kinds: Iterable[object]) -> None:
+        ordered = sorted(kinds, key=str)
+        references, components = msgspec.json.schema_components(
+            ordered, schema_hook=lambda _kind: {"description": "Any JSON value."}, ref_template=_REF
+        )
+        classes: dict[str, type] = {}
+        for kind in ordered:
+            _collect(kind, classes)
+        self._references = dict(zip(ordered, map(_renamed, references), strict=True))
+        self.schemas = {
+            _NAMES.get(name, name): _explained(classes[name], _renamed(schema))
+            for name, schema in sorted(components.items())
+        }
+
+    def reference(self, kind: object) -> Json:
+        return self._references[kind]
+
+
+def _item(gives: object) -> object:
+    """What a page is made of, or the answer itself."""
+    return get_args(gives)[0] if get_origin(gives) is list else gives
+
+
+def _members(gives: object) -> tuple[object, ...]:
+    return get_args(gives) if isinstance(gives, UnionType) else (gives,)
+
+
+def _collect(kind: object, found: dict[str, type]) -> None:
+    """Every class with a schema of its own that `kind` reaches, by name."""
+    for part in get_args(kind):
+        _collect(part, found)
+    if not isinstance(kind, type) or kind.__name__ in found:
+        return
+    if issubclass(kind, msgspec.Struct | enum.Enum) or is_typeddict(kind):
+        found[kind.__name__] = kind
+        for hint in get_type_hints(kind).values():
+            _collect(hint, found)
+
+
+def _renamed(schema: Mapping[str, object]) -> Json:
+    """With the contract's names; without titles, which only repeat them."""
+    made: Json = {}
+    for key, value in schema.items():
+        if key == "$ref":
+            name = str(value).rpartition("/")[2]
+            made[key] = _REF.format(name=_NAMES.get(name, name))
+        elif isinstance(value, dict):
+            made[key] = _renamed(value)
+        elif isinstance(value, list):
+            made[key] = [_renamed(item) if isinstance(item, dict) else item for item in value]
+        elif key != "title":
+            made[key] = value
+    return made
+
+
+def _explained(kind: type, schema: Json) -> Json:
+    below = explanations(kind)
+    if issubclass(kind, enum.Enum):
+        lines = [_oneline(kind), ""]
+        for member in kind:
+            about = below.get(member.name) or getattr(member, "message", "")
+            lines.append(f"- `{member.value}`: {about}".replace("\n", " "))
+        return {"type": "string", "description": "\n".join(lines), "enum": [member.value for member in kind]}
+    properties = schema["properties"]
+    assert isinstance(properties, dict)
+    described = {name: _property(name, properties[name], below.get(name)) for name in get_type_hints(kind)}
+    return {**schema, "properties": described}
+
+
+def _property(name: str, schema: Json, about: str | None) -> Json:
+    if name.endswith("_at"):
+        schema = _as_time(schema)
+    return schema if about is None else {**schema, "description": about}
+
+
+def _as_time(schema: Json) -> Json:
+    """A name in `…_at` is a time; in answers it is written as text by `clock.iso`."""
+    if schema.get("type") == "string":
+        return {**schema, "format": "date-time"}
+    choices = schema.get("anyOf")
+    assert isinstance(choices, list)
+    return {
+        **schema,
+        "anyOf": [_as_time(choice) if "string" in choice.values() else choice for choice in choices],
+    }
