@@ -24,8 +24,8 @@ export interface ApiKey {
   id: string;
   kind: OpenString<"secret" | "publishable">;
   name: string;
-  /** A secret key is shown this once; a publishable one always. */
-  key?: string;
+  /** Null for a secret key after the one answer that shows it. */
+  key: string | null;
   last4: string;
   scopes: ApiKeyScope[];
   allowed_origins: string[];
@@ -33,26 +33,23 @@ export interface ApiKey {
   expires_at: string | null;
   revoked_at: string | null;
   last_used_at: string | null;
+  /** What should be changed about this key. */
+  warning: string | null;
 }
 
-export interface ApiKeyUpdateParams {
-  name?: string | undefined;
-  /** Of a secret key. */
-  scopes?: ApiKeyScope[] | undefined;
+export interface ApiKeyCreateParams {
+  name: string;
+  /** Default: secret. */
+  kind?: OpenString<"secret" | "publishable"> | undefined;
+  /** Of a secret key; `read_only` and `full` stand for several. */
+  scopes?: (ApiKeyScope | "read_only" | "full")[] | undefined;
   /** Of a publishable key; empty means any. */
   allowedOrigins?: string[] | undefined;
   expiresAt?: Date | string | null | undefined;
 }
 
-export interface ApiKeyCreateParams extends ApiKeyUpdateParams {
-  kind: OpenString<"secret" | "publishable">;
-  projectId?: string | undefined;
-}
-
-export interface ApiKeyRotateParams {
-  /** Seconds for which the old key goes on working. */
-  overlap?: number | undefined;
-}
+/** A key's scopes are fixed: make another key. */
+export type ApiKeyUpdateParams = Partial<Pick<ApiKeyCreateParams, "name" | "allowedOrigins" | "expiresAt">>;
 
 const PATH = "api-keys";
 
@@ -81,9 +78,9 @@ export class ApiKeys {
     return this.#transport.request("PATCH", [PATH, id], params, options);
   }
 
-  /** A new key under the same id; the old one goes on working for `overlap` seconds. */
-  rotate(id: string, params?: ApiKeyRotateParams, options?: RequestOptions): ApiPromise<ApiKey & { key: string }> {
-    return this.#transport.request("POST", [PATH, id, "rotate"], params, options);
+  /** A new key under the same id; for a while both work. */
+  rotate(id: string, options?: RequestOptions): ApiPromise<ApiKey & { key: string }> {
+    return this.#transport.request("POST", [PATH, id, "rotate"], undefined, options);
   }
 
   /** Ends a key at once; its pending intents become `key_revoked`. */

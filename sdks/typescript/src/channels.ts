@@ -16,22 +16,33 @@ export interface Channel {
   portfolio_id: string | null;
   sandbox: boolean;
   created_at: string;
+  /** For Meta's dashboard; not in a list. */
+  verify_token?: string;
 }
 
-export interface ChannelUpdateParams {
-  name?: string | undefined;
-  appSecret?: string | undefined;
-  accessToken?: string | undefined;
-  verifyToken?: string | undefined;
-}
-
-export interface ChannelCreateParams extends ChannelUpdateParams {
+export interface ChannelCreateParams {
+  name: string;
   phoneNumberId: string;
   displayPhoneNumber: string;
   wabaId: string;
   appSecret: string;
-  portfolioId?: string | undefined;
+  /** Without one the channel cannot send replies. */
+  accessToken?: string | null | undefined;
+  /** Default: one that the server makes. */
+  verifyToken?: string | null | undefined;
+  portfolioId?: string | null | undefined;
   provider?: OpenString<"meta"> | undefined;
+}
+
+/** Another number is another channel. */
+export interface ChannelUpdateParams {
+  name?: string | undefined;
+  displayPhoneNumber?: string | undefined;
+  portfolioId?: string | null | undefined;
+  /** All that are accepted from now on: the new one, and the old one while it is being replaced. */
+  appSecrets?: string[] | undefined;
+  verifyToken?: string | undefined;
+  accessToken?: string | null | undefined;
 }
 
 const PATH = "channels";

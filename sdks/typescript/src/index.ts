@@ -67,7 +67,7 @@ export class Wabery {
     this.apiKeys = new ApiKeys(this.#transport);
     this.channels = new Channels(this.#transport);
     this.events = new Events(this.#transport);
-    this.webhooks = new Webhooks(options.webhookSecret ?? environment("WABERY_WEBHOOK_SECRET"));
+    this.webhooks = new Webhooks(options.webhookSecret);
   }
 
   /** Any call by its path below the base URL, for what has no method here. */

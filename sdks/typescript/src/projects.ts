@@ -1,5 +1,6 @@
 /** Projects: tenants with their policy and webhook settings. Scopes `projects:read` and `projects:write`. */
 
+import type { ApiKey } from "./api-keys.js";
 import type { RequestOptions, Transport } from "./http.js";
 import type { ApiPromise, PagePromise } from "./promises.js";
 import type { ListParams, OpenString } from "./types.js";
@@ -7,12 +8,9 @@ import type { ListParams, OpenString } from "./types.js";
 export interface Project {
   object: "project";
   id: string;
+  organization_id: string;
   name: string;
   livemode: boolean;
-  created_at: string;
-  webhook_url: string | null;
-  /** Shown with scope `projects:write`, and never in a list. */
-  webhook_secret?: string;
   prefilled_text: string;
   prefilled_texts: Record<string, string>;
   publishable_expires_in: number;
@@ -22,7 +20,16 @@ export interface Project {
   on_identity_linked: OpenString<"reject" | "replace" | "allow">;
   on_reference_linked: OpenString<"replace" | "reject">;
   references_per_contact: number;
+  created_at: string;
+  /** Not in a list. */
+  webhook_url?: string | null;
+  webhook_disabled_reason?: string | null;
+  /** Shown with scope `projects:write`, and never in a list. */
+  webhook_secret?: string;
 }
+
+/** A new project, with its first key: the key that founds a project cannot look inside. */
+export type FoundedProject = Project & { api_key: ApiKey & { key: string } };
 
 export interface ProjectCreateParams {
   name: string;
@@ -59,7 +66,7 @@ export class Projects {
     this.#transport = transport;
   }
 
-  create(params: ProjectCreateParams, options?: RequestOptions): ApiPromise<Project> {
+  create(params: ProjectCreateParams, options?: RequestOptions): ApiPromise<FoundedProject> {
     return this.#transport.request("POST", [PATH], params, options);
   }
 

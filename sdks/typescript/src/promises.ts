@@ -7,6 +7,9 @@ export interface Answer<T> {
   requestId: string | null;
 }
 
+// biome-ignore lint/suspicious/noExplicitAny: as `Promise` declares it, so that this one can stand in for it
+type Reason = any;
+
 /** `await` gives the object; `await call.withResponse()` gives it together with status and headers. */
 export class ApiPromise<T> implements Promise<T> {
   readonly [Symbol.toStringTag] = "ApiPromise";
@@ -23,12 +26,12 @@ export class ApiPromise<T> implements Promise<T> {
   // biome-ignore lint/suspicious/noThenProperty: being awaited is what this class is for
   then<A = T, B = never>(
     fulfilled?: ((data: T) => A | PromiseLike<A>) | null,
-    rejected?: ((reason: unknown) => B | PromiseLike<B>) | null,
+    rejected?: ((reason: Reason) => B | PromiseLike<B>) | null,
   ): Promise<A | B> {
     return this.#answer.then(({ data }) => data).then(fulfilled, rejected);
   }
 
-  catch<B = never>(rejected?: ((reason: unknown) => B | PromiseLike<B>) | null): Promise<T | B> {
+  catch<B = never>(rejected?: ((reason: Reason) => B | PromiseLike<B>) | null): Promise<T | B> {
     return this.then(undefined, rejected);
   }
 

@@ -76,10 +76,13 @@ export type MintedRegistrationIntent = RegistrationIntent &
     >
   >;
 
-/** The link as a QR code, ready to be drawn. */
+/** The link as a QR code; leave four modules of margin around `modules`, the SVG has them. */
 export interface QrCode {
+  /** Modules along one side. */
+  size: number;
+  /** Rows of bits, dark ones set, most significant first, each row padded to bytes; base64. */
+  modules: string;
   svg: string;
-  [field: string]: unknown;
 }
 
 export interface RegistrationIntentCreateParams {
@@ -98,6 +101,12 @@ export interface RegistrationIntentCreateParams {
   confirmation?: OpenString<"none" | "reply" | "code"> | undefined;
   /** The only person who may join: a phone number in E.164 or a BSUID. Secret keys only. */
   expectedSender?: string | undefined;
+  include?: OpenString<"qr">[] | undefined;
+}
+
+export interface RegistrationIntentGetOptions extends RequestOptions {
+  /** Seconds, up to 25, for which the server may hold its answer while nothing changes. */
+  wait?: number | undefined;
   include?: OpenString<"qr">[] | undefined;
 }
 
@@ -140,12 +149,11 @@ export class RegistrationIntents {
     return this.#transport.request("POST", [PATH], params, options);
   }
 
-  /** With `wait` (seconds, up to 25) the server answers at a change or at its end. `wait()` follows an intent to its end. */
-  get(id: string, options: RequestOptions & { wait?: number | undefined } = {}): ApiPromise<RegistrationIntent> {
-    const { wait, ...rest } = options;
-    if (wait === undefined) return this.#transport.request("GET", [PATH, id], undefined, rest);
-    const timeout = Math.max(rest.timeout ?? this.#transport.timeout, 1_000 * wait + SLOWEST_ANSWER);
-    return this.#transport.request("GET", [PATH, id], { wait }, { ...rest, timeout });
+  /** With `wait` the server answers at a change or at its end. `wait()` follows an intent to its end. */
+  get(id: string, options: RegistrationIntentGetOptions = {}): ApiPromise<RegistrationIntent> {
+    const { wait, include, ...rest } = options;
+    if (wait !== undefined) rest.timeout = Math.max(rest.timeout ?? this.#transport.timeout, 1_000 * wait + SLOWEST_ANSWER);
+    return this.#transport.request("GET", [PATH, id], { wait, include }, rest);
   }
 
   /** Newest first. Secret keys only. */

@@ -211,11 +211,11 @@ describe("administration", () => {
     const made = await wabery.apiKeys.create({ kind: "secret", name: "ci", scopes: ["registrations:read"] });
 
     const renamed = await wabery.apiKeys.update(made.id, { name: "nightly" });
-    const rotated = await wabery.apiKeys.rotate(made.id, { overlap: 0 });
+    const rotated = await wabery.apiKeys.rotate(made.id);
     const revoked = await wabery.apiKeys.revoke(made.id);
 
     assert.match(made.key, /^wab_(test|live)_/);
-    assert.deepEqual([renamed.name, "key" in renamed], ["nightly", false]);
+    assert.deepEqual([renamed.name, renamed.key], ["nightly", null]);
     assert.match(rotated.key, /^wab_(test|live)_/);
     assert.ok(revoked.revoked_at);
     assert.equal((await wabery.apiKeys.get(made.id)).name, "nightly");

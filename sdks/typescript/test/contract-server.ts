@@ -207,7 +207,8 @@ export class ContractServer {
     const rows = this.#objects[collection];
     const prefix = { projects: "proj", "api-keys": "key", channels: "channel" }[collection];
     const object = { projects: "project", "api-keys": "api_key", channels: "channel" }[collection];
-    const hidden = { projects: ["webhook_secret"], "api-keys": ["key"], channels: ["app_secret", "access_token"] }[collection];
+    const secret = { projects: ["webhook_secret"], "api-keys": [], channels: ["app_secret", "access_token"] };
+    const hidden: string[] = secret[collection];
     const shown = (row: Json, secrets = hidden) =>
       Object.fromEntries(Object.entries(row).filter(([name]) => !secrets.includes(name)));
     const row = () => rows.get(id ?? "") ?? notFound();
@@ -221,9 +222,10 @@ export class ContractServer {
             ),
       POST: () => {
         const made: Json = { object, id: `${prefix}_${++this.#count}`, created_at: new Date().toISOString(), ...read(call) };
-        if (collection === "api-keys") made.key = this.secretKey;
-        rows.set(made.id as string, made);
-        return shown(made, collection === "channels" ? hidden : []);
+        rows.set(made.id as string, collection === "api-keys" ? { ...made, key: null, revoked_at: null } : made);
+        return collection === "api-keys"
+          ? { ...made, key: this.secretKey }
+          : shown(made, collection === "channels" ? hidden : []);
       },
       PATCH: () => shown(Object.assign(row(), read(call)), collection === "projects" ? [] : hidden),
       DELETE: () => shown(Object.assign(row(), { revoked_at: new Date().toISOString() })),
