@@ -5,29 +5,25 @@ explained stops the generator, so that nothing is served undocumented.
 """
 
 import asyncio
-import enum
 import functools
 import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from types import UnionType
-from typing import NamedTuple, TypeAlias, get_args, get_origin, get_type_hints, is_typeddict
-
-import msgspec
+from typing import NamedTuple, get_origin
 
 from wabery_server import errors, webhooks
+from wabery_server.accounts import Scope
 from wabery_server.api import channels, examples, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
 from wabery_server.api.docstrings import explanations
 from wabery_server.api.events import PAYLOADS
+from wabery_server.api.schemas import REFERENCE, Json, Schemas, members
 from wabery_server.errors import WaberyError
 from wabery_server.intents import Status
 from wabery_server.outbox import OPT_IN, EventType
-
-Json: TypeAlias = dict[str, object]
 
 
 class More(NamedTuple):
@@ -53,9 +49,8 @@ async def openapi(_call: Call) -> Answer:
 @functools.cache
 def document() -> str:
     """The whole document, indented, with a final newline; the same for the same code."""
-    from wabery_server.api.routes import (
-        OPERATIONS,
-    )  # the table names `openapi`, so it is read when it is needed
+    # The table names `openapi`, so it cannot be read before this module is.
+    from wabery_server.api.routes import OPERATIONS
 
     return json.dumps(_document(OPERATIONS), indent=2, ensure_ascii=False) + "\n"
 
@@ -120,7 +115,7 @@ _MORE: Mapping[object, More] = {
         refusals=(errors.InvalidSignature, errors.Unavailable),
         parameters=[
             {
-                "name": inbound.SIGNATURE,
+                "name": "X-Hub-Signature-256",
                 "in": "header",
                 "required": True,
                 "description": "`sha256=` and the hex HMAC-SHA256 of the raw body under the Meta app's secret.",
@@ -189,11 +184,19 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
     ),
 }
 
+_SECRET_KEY = "\n".join(
+    [
+        "`wab_live_…` or `wab_test_…`, from a server; a browser's request is refused. Its scopes say what it may do:",
+        "",
+        *(f"- `{scope}`: {explanations(Scope)[scope.name]}" for scope in Scope),
+    ]
+)
+
 _ABOUT = """\
 Mint a single-use WhatsApp registration link for one of your users, and learn which WhatsApp account belongs to them.
 
 - Times are ISO 8601, UTC, with milliseconds and `Z`. Ids are a prefix and 26 characters.
-- Answers may gain fields, and enums values; unknown fields in a request are refused.
+- Answers may gain fields, and their lists of values may grow; unknown fields in a request are refused.
 - Every error has a stable `error` code, a `message` for people and a `request_id`; most have a `hint`.
 - A path or method that this build does not serve answers `unknown_path` (404) or `method_not_allowed` (405) without
   the header `Wabery-Version`. `wabery dev` answers `foreign_host` (403) to pages and hosts outside this machine.
@@ -201,11 +204,11 @@ Mint a single-use WhatsApp registration link for one of your users, and learn wh
 
 
 def _document(operations: Sequence[Operation]) -> Json:
-    types = _Types(
+    types = Schemas(
         {
             kind
             for operation in operations
-            for kind in (operation.takes, *_members(_item(operation.gives)))
+            for kind in (operation.takes, *members(operation.gives))
             if kind is not None
         }
         | set(PAYLOADS.values())
@@ -232,7 +235,7 @@ def _document(operations: Sequence[Operation]) -> Json:
         "paths": paths,
         "webhooks": {event: {"post": _webhook(event, types)} for event in EventType},
         "components": {
-            "schemas": {**types.schemas, "ErrorCode": _error_code(), "Error": _ERROR},
+            "schemas": {**types.components, "ErrorCode": _error_code(), "Error": _ERROR},
             "responses": {
                 _refusal_name(some): _refusal(some)
                 for operation in operations
@@ -248,7 +251,7 @@ def _document(operations: Sequence[Operation]) -> Json:
                 "secretKey": {
                     "type": "http",
                     "scheme": "bearer",
-                    "description": "`wab_live_…` or `wab_test_…`, from a server; a browser's request is refused.",
+                    "description": _SECRET_KEY,
                 },
                 "publishableKey": {
                     "type": "apiKey",
@@ -275,7 +278,7 @@ def _tag(module: str) -> str:
 # Operations
 
 
-def _operation(operation: Operation, types: "_Types") -> Json:
+def _operation(operation: Operation, types: Schemas) -> Json:
     handler = operation.handler
     tag = _tag(handler.__module__)
     name = "list" if handler.__name__ == "listed" else handler.__name__
@@ -332,17 +335,17 @@ def _takes_client_secret(operation: Operation) -> bool:
     return operation.publishable and "{id}" in operation.path
 
 
-def _body(operation: Operation, types: "_Types") -> Json | None:
+def _body(operation: Operation, types: Schemas) -> Json | None:
     more = _MORE.get(operation.handler, More())
     if operation.takes is None and more.body is None:
         return None
-    media: Json = {"schema": more.body or types.reference(operation.takes)}
+    media: Json = {"schema": more.body or types.schema(operation.takes)}
     if operation.takes is intents.Create:
         media["example"] = examples.MINT
     return {"required": True, "content": {"application/json": media}}
 
 
-def _answers(operation: Operation, types: "_Types") -> Json:
+def _answers(operation: Operation, types: Schemas) -> Json:
     more = _MORE.get(operation.handler, More())
     names = ["Wabery-Version", "Wabery-Request-Id"]
     if more.limited:
@@ -371,20 +374,20 @@ _EXAMPLES: Mapping[object, Mapping[str, object]] = {
 }
 
 
-def _answer_schema(operation: Operation, types: "_Types") -> Json:
+def _answer_schema(operation: Operation, types: Schemas) -> Json:
     """`list[X]` is a page of X; `A | B` depends on who asks."""
     gives = operation.gives
     assert gives is not None, f"routes.py does not say what {operation.method} {operation.path} gives"
     if get_origin(gives) is list:
         page: Json = {
             "object": {"enum": ["list"]},
-            "data": {"type": "array", "items": types.reference(_item(gives))},
+            "data": types.schema(gives),
             "has_more": {"type": "boolean"},
             "next_cursor": {"type": ["string", "null"], "description": "Null on the last page."},
         }
         return {"type": "object", "properties": page, "required": list(page)}
-    members = [types.reference(kind) for kind in _members(gives)]
-    return members[0] if len(members) == 1 else {"anyOf": members}
+    choices = [types.schema(kind) for kind in members(gives)]
+    return choices[0] if len(choices) == 1 else {"anyOf": choices}
 
 
 def _refused(operation: Operation) -> Json:
@@ -416,7 +419,10 @@ def _refusal(some: Sequence[type[WaberyError]]) -> Json:
         "content": {
             "application/json": {
                 "schema": {
-                    "allOf": [{"$ref": _REF.format(name="Error")}, {"properties": {"error": {"enum": codes}}}]
+                    "allOf": [
+                        {"$ref": REFERENCE.format(name="Error")},
+                        {"properties": {"error": {"enum": codes}}},
+                    ]
                 },
                 "examples": {
                     refusal.code: {"$ref": f"#/components/examples/{_example_name(refusal)}"}
@@ -466,10 +472,10 @@ def _oneline(of: type) -> str:
 # Webhooks
 
 
-def _webhook(event: EventType, types: "_Types") -> Json:
+def _webhook(event: EventType, types: Schemas) -> Json:
     body: Json = {
         "event": {"enum": [event]},
-        "payload": types.reference(PAYLOADS[event]),
+        "payload": types.schema(PAYLOADS[event]),
         "sentAt": {"type": "string", "format": "date-time", "description": "The same on every attempt."},
     }
     about = explanations(EventType)[event.name]
@@ -516,106 +522,3 @@ _SIGNATURES = (
         True,
     ),
 )
-
-
-# Types
-
-
-_REF = "#/components/schemas/{name}"
-_NAMES = {
-    "Create": "RegistrationIntentDraft",
-    "PublicChannel": "Channel",
-    "PublicKey": "ApiKey",
-    "PublicProject": "Project",
-}
-"""What the contract calls a class of ours, where it does not use the class's own name."""
-
-
-class _Types:
-    """The schemas of types, with the explanations that stand in their source."""
-
-    def __init__(self, kinds: Iterable[object]) -> None:
-        ordered = sorted(kinds, key=str)
-        references, components = msgspec.json.schema_components(
-            ordered, schema_hook=lambda _kind: {"description": "Any JSON value."}, ref_template=_REF
-        )
-        classes: dict[str, type] = {}
-        for kind in ordered:
-            _collect(kind, classes)
-        self._references = dict(zip(ordered, map(_renamed, references), strict=True))
-        self.schemas = {
-            _NAMES.get(name, name): _explained(classes[name], _renamed(schema))
-            for name, schema in sorted(components.items())
-        }
-
-    def reference(self, kind: object) -> Json:
-        return self._references[kind]
-
-
-def _item(gives: object) -> object:
-    """What a page is made of, or the answer itself."""
-    return get_args(gives)[0] if get_origin(gives) is list else gives
-
-
-def _members(gives: object) -> tuple[object, ...]:
-    return get_args(gives) if isinstance(gives, UnionType) else (gives,)
-
-
-def _collect(kind: object, found: dict[str, type]) -> None:
-    """Every class with a schema of its own that `kind` reaches, by name."""
-    for part in get_args(kind):
-        _collect(part, found)
-    if not isinstance(kind, type) or kind.__name__ in found:
-        return
-    if issubclass(kind, msgspec.Struct | enum.Enum) or is_typeddict(kind):
-        found[kind.__name__] = kind
-        for hint in get_type_hints(kind).values():
-            _collect(hint, found)
-
-
-def _renamed(schema: Mapping[str, object]) -> Json:
-    """With the contract's names; without titles, which only repeat them."""
-    made: Json = {}
-    for key, value in schema.items():
-        if key == "$ref":
-            name = str(value).rpartition("/")[2]
-            made[key] = _REF.format(name=_NAMES.get(name, name))
-        elif isinstance(value, dict):
-            made[key] = _renamed(value)
-        elif isinstance(value, list):
-            made[key] = [_renamed(item) if isinstance(item, dict) else item for item in value]
-        elif key != "title":
-            made[key] = value
-    return made
-
-
-def _explained(kind: type, schema: Json) -> Json:
-    below = explanations(kind)
-    if issubclass(kind, enum.Enum):
-        lines = [_oneline(kind), ""]
-        for member in kind:
-            about = below.get(member.name) or getattr(member, "message", "")
-            lines.append(f"- `{member.value}`: {about}".replace("\n", " "))
-        return {"type": "string", "description": "\n".join(lines), "enum": [member.value for member in kind]}
-    properties = schema["properties"]
-    assert isinstance(properties, dict)
-    described = {name: _property(name, properties[name], below.get(name)) for name in get_type_hints(kind)}
-    return {**schema, "properties": described}
-
-
-def _property(name: str, schema: Json, about: str | None) -> Json:
-    if name.endswith("_at"):
-        schema = _as_time(schema)
-    return schema if about is None else {**schema, "description": about}
-
-
-def _as_time(schema: Json) -> Json:
-    """A name in `…_at` is a time; in answers it is written as text by `clock.iso`."""
-    if schema.get("type") == "string":
-        return {**schema, "format": "date-time"}
-    choices = schema.get("anyOf")
-    assert isinstance(choices, list)
-    return {
-        **schema,
-        "anyOf": [_as_time(choice) if "string" in choice.values() else choice for choice in choices],
-    }
