@@ -197,8 +197,7 @@ def socket_factory(policy: Policy) -> SocketFactoryType:
 
 
 def system_lookup(host: str) -> Sequence[AddrInfoType]:
-    # As bytes, because to text getaddrinfo would apply its own, older IDNA rules.
-    return socket.getaddrinfo(host.encode("ascii"), None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
+    return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
 class Resolver(AbstractResolver):
