@@ -329,8 +329,10 @@ class Bench:
             address.database,
         ]
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=True, env=environ
+            command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=environ
         )
+        if done.returncode != 0:
+            raise SystemExit(f"pgbench failed: {done.stderr[-2000:]}")
         rate = next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("tps = "))
         self.figures.setdefault(name, Figure(name)).rates.append(rate)
         say(f"{name:28} {rate:9,.0f}/s")

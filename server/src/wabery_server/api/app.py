@@ -81,7 +81,7 @@ def application(service: Service, operations: list[Operation], extra: list[BaseR
     routes: list[BaseRoute] = [Route(path, resource) for path, resource in resources.items()]
     for route in extra:
         assert isinstance(route, Route)
-        route.app = refusing(route.app)
+        route.app = refusing(route.app, service.settings)
     router = Router([*routes, *extra], redirect_slashes=False, default=Resource(service, {}))
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,7 +96,7 @@ def application(service: Service, operations: list[Operation], extra: list[BaseR
     return app
 
 
-def refusing(app: ASGIApp) -> ASGIApp:
+def refusing(app: ASGIApp, settings: Settings) -> ASGIApp:
     """An application whose refusals are answered with the contract's body."""
 
     async def guarded(scope: Scope, receive: Receive, send: Send) -> None:
@@ -105,7 +105,7 @@ def refusing(app: ASGIApp) -> ASGIApp:
         except errors.WaberyError as refusal:
             request_id = ids.new("req", datetime.now(UTC))
             out = [(b"wabery-request-id", request_id.encode())]
-            answer = refused(refusal, request_id, out)
+            answer = refused(refusal, request_id, out, settings)
             await respond(send, answer, out, scope["method"])
 
     return guarded
@@ -145,7 +145,7 @@ class Resource:
                 raise errors.HeadersTooLarge
             body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
             if not operation.open:
-                who = await identify(self._service, headers, operation)
+                who = await identify(self._service, headers, operation, out)
             call = Call(
                 self._service,
                 who,
@@ -163,10 +163,10 @@ class Resource:
                 call.known_query(*operation.query)
             answer = await _run(operation, call)
         except errors.WaberyError as refusal:
-            answer = refused(refusal, request_id, out)
+            answer = refused(refusal, request_id, out, self._service.settings)
         except Exception:
             logs.log.exception("internal_error", extra={"facts": {"request_id": request_id}})
-            answer = refused(errors.InternalError(), request_id, out)
+            answer = refused(errors.InternalError(), request_id, out, self._service.settings)
         await respond(send, answer, out, scope["method"])
         if logs.log.isEnabledFor(logging.INFO):
             logs.line(
@@ -181,7 +181,9 @@ class Resource:
         return None
 
 
-async def identify(service: Service, headers: Headers, operation: Operation) -> Caller:
+async def identify(
+    service: Service, headers: Headers, operation: Operation, out: list[tuple[bytes, bytes]]
+) -> Caller:
     """Whose key this is, and whether this call, from this place, is open to it.
 
     Raises errors.MissingApiKey, InvalidApiKey, KeyExpired, SecretKeyInBrowser, OriginRequired, OriginNotAllowed,
@@ -210,7 +212,10 @@ async def identify(service: Service, headers: Headers, operation: Operation) -> 
             who.require(operation.scope)
         allowance = service.per_secret_key.take(who.key.id)
         if not allowance.allowed:
-            raise errors.RateLimited(retry_after=allowance.retry_after)
+            out += allowance.headers()
+            raise errors.RateLimited(
+                f"Too many requests (limit: {allowance.name}).", retry_after=allowance.retry_after
+            )
         return who
     if publishable is None:
         raise errors.MissingApiKey
@@ -234,7 +239,9 @@ async def identify(service: Service, headers: Headers, operation: Operation) -> 
     return who
 
 
-def refused(refusal: errors.WaberyError, request_id: str, out: list[tuple[bytes, bytes]]) -> Answer:
+def refused(
+    refusal: errors.WaberyError, request_id: str, out: list[tuple[bytes, bytes]], settings: Settings
+) -> Answer:
     """The contract's error body; `out` gets `Retry-After` where the refusal names one."""
     if refusal.retry_after is not None:
         out.append((b"retry-after", str(max(1, math.ceil(refusal.retry_after))).encode()))
@@ -243,6 +250,7 @@ def refused(refusal: errors.WaberyError, request_id: str, out: list[tuple[bytes,
         "message": refusal.message,
         "param": refusal.param,
         "hint": refusal.hint,
+        "doc_url": f"{public_base(settings)}/errors/{refusal.code}",
         "request_id": request_id,
     }
     return Answer(_encode({name: value for name, value in body.items() if value is not None}), refusal.status)

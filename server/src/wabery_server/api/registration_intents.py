@@ -227,14 +227,14 @@ async def listed(call: Call) -> Answer:
         created_before=call.moment("created_before"),
     )
     project_id = call.caller.project.id
+    now = call.service.clock.now()
 
     async def read(tx: Tx) -> tuple[list[Intent], dict[tuple[str, str], contacts.Acquaintance]]:
-        found = await intents.listed(tx, project_id, which, before=page.before, limit=page.limit + 1)
+        found = await intents.listed(tx, project_id, which, now=now, before=page.before, limit=page.limit + 1)
         people = {(project_id, intent.contact_id) for intent in found if intent.contact_id}
         return found, await contacts.known(tx, people) if people else {}
 
     found, people = await call.service.database.run(read)
-    now = call.service.clock.now()
     whole = call.caller.has(Scope.CONTACTS_IDENTITY)
     rows: list[tuple[str, object]] = []
     for intent in found:

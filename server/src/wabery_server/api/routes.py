@@ -12,7 +12,7 @@ from wabery_server.accounts import (
     PublicProject,
     Scope,
 )
-from wabery_server.api import api_keys, channels, document, health, inbound, projects
+from wabery_server.api import api_keys, channels, document, error_pages, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import Operation
 from wabery_server.api.registration_intents import (
@@ -79,6 +79,7 @@ OPERATIONS: list[Operation] = [
               gives=PublicChannel),
 
     Operation("GET", "/v1/openapi.json", document.openapi, "Get this document", open=True, gives=dict[str, object]),
+    Operation("GET", "/errors/{code}", error_pages.show, "Explain an error code", open=True),
     Operation("GET", "/livez", health.live, "Whether the process runs", open=True, gives=dict[str, str]),
     Operation("GET", "/readyz", health.ready, "Whether the process can serve", open=True,
               gives=dict[str, str]),

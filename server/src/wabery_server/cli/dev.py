@@ -94,7 +94,7 @@ class _Session:
                 installation,
                 sockets=[listener],
                 extra=extra,
-                wrap=lambda app: refusing(_loopback_only(app)),
+                wrap=lambda app: refusing(_loopback_only(app), self._ground.settings),
                 on_ready=lambda _service: self._announce(account),
             )
 

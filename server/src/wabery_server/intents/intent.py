@@ -264,6 +264,7 @@ class Filter(Struct, frozen=True):
     """Which intents a list shows; None: all."""
 
     status: Status | None = None
+    """As a read shows it: expired from `expires_at` on."""
     customer_reference: str | None = None
     contact_id: str | None = None
     channel_id: str | None = None
@@ -273,7 +274,9 @@ class Filter(Struct, frozen=True):
     """Exclusive."""
 
 
-async def listed(tx: Tx, project_id: str, which: Filter, *, before: str | None, limit: int) -> list[Intent]:
+async def listed(
+    tx: Tx, project_id: str, which: Filter, *, now: datetime, before: str | None, limit: int
+) -> list[Intent]:
     """Newest first, older than the id `before`. Ids sort by creation."""
     rows = await tx.rows(
         sql.listed,
@@ -286,6 +289,7 @@ async def listed(tx: Tx, project_id: str, which: Filter, *, before: str | None, 
         which.created_after,
         which.created_before,
         limit,
+        now,
     )
     return [read_row(row) for row in rows]
 

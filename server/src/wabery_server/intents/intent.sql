@@ -52,7 +52,8 @@ select {columns}
 from registration_intents i
 where i.project_id = $1
   and ($2::text is null or i.id < $2)
-  and ($3::text is null or i.status = $3)
+  and ($3::text is null
+       or $3 = case when i.status = 'PENDING' and i.expires_at <= $10 then 'EXPIRED' else i.status end)
   and ($4::text is null or i.customer_reference = $4)
   and ($5::text is null or i.contact_id = $5)
   and ($6::text is null or i.channel_id = $6)

@@ -170,8 +170,8 @@ async def redeem(
 ) -> list[Redeemed | None]:
     """Settles the intents whose tokens arrived; one result per arrival, in order.
 
-    None: another arrival of this call concerns the same reference or link, this one must come again in a later call.
-    No two arrivals may share a token or a contact.
+    None: another arrival of this call concerns the same reference, contact or link; this one must come again in a later
+    call. No two arrivals may share a token.
 
     1. The intents are locked (`lock`), then the contacts (`contacts.meet`); links are guarded by a unique index.
     2. `judge` decides.
@@ -185,6 +185,7 @@ async def redeem(
             references.setdefault((one.intent.project_id, one.intent.customer_reference), number)
     people = {(arrival.project_id, arrival.contact.id) for arrival in arrivals}
     linked = _Linked(await contacts.active_links(tx, people, references) if references else [])
+    busy: set[tuple[str, str]] = set()
     work = _Settling()
     results: list[Redeemed | None] = []
     for number, (arrival, one) in enumerate(zip(arrivals, chosen, strict=True)):
@@ -203,9 +204,15 @@ async def redeem(
             channel_deleted=one.channel_deleted,
             grace=grace,
         )
-        if references.get(reference, number) != number or not linked.yield_once(verdict.ended):
+        person = (arrival.project_id, arrival.contact.id)
+        if (
+            references.get(reference, number) != number
+            or person in busy
+            or not linked.yield_once(verdict.ended)
+        ):
             results.append(None)
             continue
+        busy.add(person)
         work.add(intent, arrival, verdict, projects[intent.project_id])
         results.append(Redeemed(verdict.attempt, intent.id))
     await work.write(tx, projects)

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 _MAX_TEXT = 4096
@@ -25,7 +26,7 @@ _INVISIBLE = re.compile(
 )
 _DASHES = str.maketrans(dict.fromkeys("\u2010\u2011\u2012\u2013\u2014\u2015\u2212\u00ad", "-"))
 _TOKEN = re.compile(
-    r"(?<![0-9A-Za-z])wjr[ _-]?((?:[0-9A-TV-Z][ \t\r\n-]?){25}[0-9A-TV-Z])(?![0-9A-Za-z])",
+    r"(?<![0-9A-Za-z])wjr[ \t\r\n_-]{0,3}((?:[0-9A-TV-Z][ \t\r\n-]?){25}[0-9A-TV-Z])(?![0-9A-Za-z])",
     re.IGNORECASE | re.ASCII,
 )
 _NEARLY = re.compile(r"(?<![0-9A-Za-z])wjr[_-][0-9A-Za-z-]{8,}", re.IGNORECASE | re.ASCII)
@@ -45,19 +46,34 @@ def find_tokens(texts: Iterable[str]) -> Found:
         plain = _plain(text[:_MAX_TEXT])
         for match in _TOKEN.finditer(plain):
             tokens["wjr_" + _SEPARATORS.sub("", match[1]).lower().translate(_CROCKFORD)] = None
-        malformed = malformed or _NEARLY.search(_TOKEN.sub(" ", plain)) is not None
+        malformed = malformed or _NEARLY.search(_blanked(plain)) is not None
     return Found(tuple(tokens), malformed)
 
 
 def redact_tokens(text: str) -> str:
-    """The text with every token-shaped run taken out; other texts come back as they are."""
-    plain = _plain(text)
-    hidden = _NEARLY.sub("wjr_…", _TOKEN.sub("wjr_…", plain))
-    return text if hidden == plain else hidden
+    """The text, of any length, with every token-shaped run taken out, and all else as it was."""
+    pieces = [_fold(character) for character in text]
+    plain = "".join(pieces)
+    places = [place for place, piece in enumerate(pieces) for _ in piece]
+    runs = [match.span() for match in (*_TOKEN.finditer(plain), *_NEARLY.finditer(_blanked(plain)))]
+    kept = []
+    end = 0
+    for first, behind in sorted(runs):
+        kept += [text[end : places[first]], "wjr_…"]
+        end = places[behind - 1] + 1
+    return "".join([*kept, text[end:]])
+
+
+def _blanked(plain: str) -> str:
+    return _TOKEN.sub(lambda match: " " * len(match[0]), plain)
 
 
 def _plain(text: str) -> str:
-    if text.isascii():
-        return text
-    folded = _INVISIBLE.sub("", unicodedata.normalize("NFKC", text)).translate(_DASHES)
-    return "".join(character for character in folded if unicodedata.category(character) != "Cf")
+    return text if text.isascii() else "".join(map(_fold, text))
+
+
+@lru_cache(4096)
+def _fold(character: str) -> str:
+    """One character by itself: a mark that follows a token's last letter must not melt into it, as NFKC would have it."""
+    folded = _INVISIBLE.sub("", unicodedata.normalize("NFKC", character)).translate(_DASHES)
+    return "".join([one for one in folded if unicodedata.category(one) != "Cf"])
