@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, TypeVar
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 from wabery_server.cli import FAILED, UNREACHABLE, USAGE, fail, load, run, say
 
@@ -24,8 +25,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-Json = Annotated[bool, Parameter(name="--json", negative="", help="JSON on stdout.")]
-Limit = Annotated[int, Parameter(help="The newest so many.")]
+Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="JSON on stdout.")]
+Limit = Annotated[int, Parameter(help="The newest so many.", validator=Number(gte=1, lte=10_000))]
 
 _EXIT_CODES = {400: USAGE, 401: 3, 403: 3, 404: 4, 409: 5, 422: USAGE, 429: 6, 503: UNREACHABLE}
 _DEFAULT_LIMIT = 100
@@ -113,8 +114,8 @@ def create_key(
     project: str,
     name: str,
     kind: Literal["secret", "publishable"] = "secret",
-    scopes: str = "",
-    origin: Sequence[str] = (),
+    scopes: Annotated[str, Parameter(show_default=False)] = "",
+    origin: Annotated[Sequence[str], Parameter(negative="", show_default=False)] = (),
     expires_in: timedelta | None = None,
     json: Json = False,
 ) -> None:
@@ -144,7 +145,7 @@ def create_key(
             "kind": kind,
             "scopes": [part.strip() for part in scopes.split(",") if part.strip()],
             "allowed_origins": list(origin),
-            "expires_at": at + expires_in if expires_in is not None else None,
+            "expires_at": _moment(at, expires_in),
         }
         draft = _read(wanted, accounts.KeyDraft)
         owner = await opened.database.run(lambda tx: _project(tx, project))
@@ -415,6 +416,13 @@ async def _of_project(tx: "Tx", project_id: str, found: Awaitable[T]) -> T:
     rows = await found
     await _project(tx, project_id)
     return rows
+
+
+def _moment(at: datetime, later: timedelta | None) -> datetime | None:
+    try:
+        return at + later if later is not None else None
+    except OverflowError:
+        fail("--expires-in is longer than time itself.", USAGE)
 
 
 def _actor() -> str:
