@@ -16,8 +16,9 @@ Due times and leases are wall time: somebody who moves the business clock neithe
 
 import enum
 import hashlib
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 import msgspec
 from msgspec import Struct
@@ -89,10 +90,17 @@ class State(enum.StrEnum):
     """Its endpoint is disabled or has no URL. Nothing is lost and no attempt is used up: it can be replayed."""
 
 
+class Queue(NamedTuple):
+    """The deliveries to one endpoint. Each endpoint has its own, so that a slow one delays only itself."""
+
+    project_id: str
+    endpoint_id: str
+
+
 class Claimed(Struct, frozen=True, kw_only=True):
     """A delivery that is ours to send until the lease ends."""
 
-    project_id: str
+    queue: Queue
     id: str
     lease: datetime
     due_at: datetime
@@ -103,7 +111,6 @@ class Claimed(Struct, frozen=True, kw_only=True):
     event_type: str | None
     body: bytes | None
     """None: the event is gone."""
-    endpoint_id: str
     endpoint: Endpoint | None
     """As it is at this moment: what was due before a change goes to the new URL. None: it is gone."""
     livemode: bool
@@ -233,30 +240,23 @@ def _delivery_id(event_id: str, endpoint_id: str) -> str:
     return f"dlv_{event_id[4:18]}{ids.encode130(int.from_bytes(digest[:8]))[-12:]}"
 
 
-async def due_projects(tx: Tx, now: datetime, limit: int) -> list[str]:
-    """Projects that have something to send, the longest waiting first."""
-    return [row["project_id"] for row in await tx.rows(sql.any_due_projects, now, limit)]
+async def due_queues(tx: Tx, now: datetime, limit: int) -> list[Queue]:
+    """Endpoints that something is due for, the longest waiting first."""
+    return [Queue(*row) for row in await tx.rows(sql.any_due_queues, now, limit)]
 
 
-async def claim(
-    tx: Tx,
-    project_id: str,
-    now: datetime,
-    lease: timedelta,
-    limit: int,
-    excluding: Collection[str] = (),
-) -> list[Claimed]:
-    """Takes due deliveries of one project, the longest due first, and passes over those of the endpoints `excluding`.
+async def claim(tx: Tx, queue: Queue, now: datetime, lease: timedelta, limit: int) -> list[Claimed]:
+    """Takes what is due for one endpoint, the longest due first.
 
     Two that claim at once get different rows. Nothing is held open while they are sent: after `now` + `lease`, what has
     not been settled is due again.
     """
     until = now + lease
-    rows = await tx.rows(sql.claim, project_id, now, until, limit, list(excluding))
-    endpoints = {row["endpoint_id"]: _endpoint(project_id, row) for row in rows}
+    rows = await tx.rows(sql.claim, queue.project_id, queue.endpoint_id, now, until, limit)
+    endpoint = _endpoint(queue, rows[0]) if rows else None
     return [
         Claimed(
-            project_id=project_id,
+            queue=queue,
             id=row["id"],
             lease=until,
             due_at=row["due_at"],
@@ -264,20 +264,19 @@ async def claim(
             event_id=row["event_id"],
             event_type=row["type"],
             body=row["body"],
-            endpoint_id=row["endpoint_id"],
-            endpoint=endpoints[row["endpoint_id"]],
+            endpoint=endpoint,
             livemode=row["livemode"] is not False,
         )
         for row in rows
     ]
 
 
-def _endpoint(project_id: str, row: Row) -> Endpoint | None:
+def _endpoint(queue: Queue, row: Row) -> Endpoint | None:
     if row["secrets"] is None:
         return None
     return Endpoint(
-        id=row["endpoint_id"],
-        project_id=project_id,
+        id=queue.endpoint_id,
+        project_id=queue.project_id,
         is_default=row["is_default"],
         url=row["url"],
         events=row["events"],
@@ -285,7 +284,7 @@ def _endpoint(project_id: str, row: Row) -> Endpoint | None:
         secret_version=row["secret_version"],
         disabled_at=row["disabled_at"],
         disabled_reason=row["disabled_reason"],
-        created_at=row["endpoint_created_at"],
+        created_at=row["created_at"],
     )
 
 
@@ -296,7 +295,7 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
     """
     rows = [
         (
-            result.claimed.project_id,
+            result.claimed.queue.project_id,
             result.claimed.id,
             result.claimed.lease,
             result.state,
@@ -307,12 +306,12 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
         for result in results
     ]
     ours = {(row["project_id"], row["id"]) for row in await tx.rows(sql.settle, *columns(rows, 7))}
-    kept = [(result.claimed.project_id, result.claimed.id) in ours for result in results]
+    kept = [(result.claimed.queue.project_id, result.claimed.id) in ours for result in results]
     await tx.run_each(
         sql.insert_attempt,
         [
             (
-                result.claimed.project_id,
+                result.claimed.queue.project_id,
                 result.claimed.id,
                 result.claimed.number,
                 attempt.outcome,

@@ -8,12 +8,12 @@ insert into deliveries (project_id, id, event_id, endpoint_id, state, due_at, cr
 values ($1, $2, $3, $4, $5, $6, $7)
 on conflict do nothing;
 
--- name: any_due_projects, hot
+-- name: any_due_queues, hot
 -- For the worker, which serves every project; unlocked, because claiming decides.
-select d.project_id
+select d.project_id, d.endpoint_id
 from deliveries d
 where d.due_at <= $1
-group by d.project_id
+group by d.project_id, d.endpoint_id
 order by min(d.due_at)
 limit $2;
 
@@ -21,21 +21,20 @@ limit $2;
 -- `= any(array(…))` and not a join, so that the planner takes the primary key whatever it believes about the queue.
 -- The left joins keep a delivery in sight whose event or endpoint is gone: it is held instead of staying due.
 with due as (
-    select d.id, d.event_id, d.endpoint_id, d.attempts, d.due_at
+    select d.id, d.event_id, d.attempts, d.due_at
     from deliveries d
-    where d.project_id = $1 and d.due_at <= $2 and d.endpoint_id <> all($5)
+    where d.project_id = $1 and d.endpoint_id = $2 and d.due_at <= $3
     order by d.due_at
-    limit $4
+    limit $5
     for update skip locked),
 leased as (
-    update deliveries d set due_at = $3
+    update deliveries d set due_at = $4
     where d.project_id = $1 and d.id = any(array(select due.id from due)))
-select due.id, due.event_id, due.endpoint_id, due.attempts, due.due_at, e.type, e.body, p.livemode,
-    w.is_default, w.url, w.events, w.secrets, w.secret_version, w.disabled_at,
-    w.disabled_reason, w.created_at as endpoint_created_at
+select due.id, due.event_id, due.attempts, due.due_at, e.type, e.body, p.livemode,
+    w.is_default, w.url, w.events, w.secrets, w.secret_version, w.disabled_at, w.disabled_reason, w.created_at
 from due
 left join events e on e.project_id = $1 and e.id = due.event_id
-left join webhook_endpoints w on w.id = due.endpoint_id and w.project_id = $1
+left join webhook_endpoints w on w.project_id = $1 and w.id = $2
 left join projects p on p.id = $1
 order by due.due_at;
 

@@ -262,7 +262,7 @@ create table deliveries (
     check ((state = 'pending') = (due_at is not null)),
     check ((state in ('delivered', 'failed')) = (ended_at is not null))
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_analyze_scale_factor = 0.01);
-create index deliveries_due on deliveries (project_id, due_at) where due_at is not null;
+create index deliveries_due on deliveries (project_id, endpoint_id, due_at) where due_at is not null;
 create index deliveries_due_anywhere on deliveries (due_at) where due_at is not null;
 
 create table delivery_attempts (
