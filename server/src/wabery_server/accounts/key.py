@@ -128,6 +128,8 @@ Origins = Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=
 
 
 class KeyDraft(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What it takes to make a key."""
+
     name: Name
     kind: KeyKind = "secret"
     scopes: Annotated[list[str], Meta(max_length=32)] = []

@@ -125,6 +125,8 @@ class Project(Struct, frozen=True, kw_only=True):
 
 
 class ProjectDraft(Struct, kw_only=True, forbid_unknown_fields=True):
+    """What it takes to found a project."""
+
     name: Name
     livemode: bool = False
 
