@@ -406,8 +406,8 @@ class _Handler(BaseHTTPRequestHandler):
         content = (
             body.encode() if isinstance(body, str) else b"" if body is None else json.dumps(body).encode()
         )
-        self.send_response(status)
-        for name, value in headers.items():
+        self.send_response_only(status)
+        for name, value in {"Date": self.date_time_string(), **headers}.items():
             self.send_header(name, value)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()

@@ -6,37 +6,66 @@
     intent = wabery.registration_intents.create(customer_reference="user_123", metadata={"plan": "starter"})
     print(intent.wa_link)
 
-`Wabery` and `AsyncWabery` are loaded on first use, so that `wabery.webhooks` and `wabery.keys` cost no HTTP library.
+Everything is loaded on first use: `wabery.webhooks` and `wabery.keys` cost no HTTP library.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING
 
-from wabery import errors, keys, webhooks
-from wabery._core import DEFAULT_BASE_URL, NOT_GIVEN, NotGiven
-from wabery._models import APIKey, Channel, Event, Object, Project, RegistrationIntent
 from wabery._version import __version__
-from wabery.errors import (
-    APIConnectionError,
-    APIError,
-    APITimeoutError,
-    AuthenticationError,
-    BadRequestError,
-    ConflictError,
-    EndpointNotAvailableError,
-    NotFoundError,
-    PermissionDeniedError,
-    RateLimitError,
-    ServerError,
-    UnexpectedResponseError,
-    UnprocessableError,
-    UsageError,
-    WaberyError,
-    WaitTimeoutError,
-    WebhookVerificationError,
-)
 
 if TYPE_CHECKING:
+    from wabery import errors, keys, webhooks
     from wabery._client import AsyncWabery, Wabery
+    from wabery._core import DEFAULT_BASE_URL, NOT_GIVEN, CallOptions, NotGiven
+    from wabery._models import APIKey, Channel, Event, Object, Project, RegistrationIntent
+    from wabery._views import AsyncPage, Page, RawResponse
+    from wabery.errors import (
+        APIConnectionError,
+        APIError,
+        APITimeoutError,
+        AuthenticationError,
+        BadRequestError,
+        ConflictError,
+        EndpointNotAvailableError,
+        NotFoundError,
+        PermissionDeniedError,
+        RateLimitError,
+        ServerError,
+        UnexpectedResponseError,
+        UnprocessableError,
+        UsageError,
+        WaberyError,
+        WaitTimeoutError,
+        WebhookVerificationError,
+    )
+
+_WHERE = {
+    "_client": ["AsyncWabery", "Wabery"],
+    "_core": ["DEFAULT_BASE_URL", "NOT_GIVEN", "CallOptions", "NotGiven"],
+    "_models": ["APIKey", "Channel", "Event", "Object", "Project", "RegistrationIntent"],
+    "_views": ["AsyncPage", "Page", "RawResponse"],
+    "errors": [
+        "APIConnectionError",
+        "APIError",
+        "APITimeoutError",
+        "AuthenticationError",
+        "BadRequestError",
+        "ConflictError",
+        "EndpointNotAvailableError",
+        "NotFoundError",
+        "PermissionDeniedError",
+        "RateLimitError",
+        "ServerError",
+        "UnexpectedResponseError",
+        "UnprocessableError",
+        "UsageError",
+        "WaberyError",
+        "WaitTimeoutError",
+        "WebhookVerificationError",
+    ],
+}
+_HOME = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "DEFAULT_BASE_URL",
@@ -45,9 +74,11 @@ __all__ = [
     "APIError",
     "APIKey",
     "APITimeoutError",
+    "AsyncPage",
     "AsyncWabery",
     "AuthenticationError",
     "BadRequestError",
+    "CallOptions",
     "Channel",
     "ConflictError",
     "EndpointNotAvailableError",
@@ -55,9 +86,11 @@ __all__ = [
     "NotFoundError",
     "NotGiven",
     "Object",
+    "Page",
     "PermissionDeniedError",
     "Project",
     "RateLimitError",
+    "RawResponse",
     "RegistrationIntent",
     "ServerError",
     "UnexpectedResponseError",
@@ -75,8 +108,12 @@ __all__ = [
 
 
 def __getattr__(name: str) -> object:
-    if name in ("Wabery", "AsyncWabery"):
-        from wabery import _client
-
-        return globals().setdefault(name, getattr(_client, name))
+    if name in ("errors", "keys", "webhooks"):
+        return import_module(f"wabery.{name}")
+    if name in _HOME:
+        return globals().setdefault(name, getattr(import_module(f"wabery.{_HOME[name]}"), name))
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__

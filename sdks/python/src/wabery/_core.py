@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import random
+import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
@@ -191,7 +191,7 @@ class Core:
         query = _query({**call.query, **options.get("extra_query", {})})
         headers: dict[str, str | NotGiven | None] = {
             "accept": "application/json",
-            "user-agent": f"wabery-python/{__version__} (Python {platform.python_version()})",
+            "user-agent": f"wabery-python/{__version__} (Python {sys.version_info.major}.{sys.version_info.minor})",
             self.auth[0]: self.auth[1],
         }
         content = None

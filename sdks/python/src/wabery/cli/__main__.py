@@ -1,0 +1,7 @@
+"""`python -m wabery.cli`."""
+
+import sys
+
+from wabery.cli import main
+
+sys.exit(main())
