@@ -122,7 +122,7 @@ class Resource:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            return
+            return None
         started = time.perf_counter()
         headers = Headers(scope["headers"])
         request_id = ids.new("req", self._service.clock.now())
@@ -164,7 +164,7 @@ class Resource:
             answer = await _run(operation, call)
         except errors.WaberyError as refusal:
             answer = refused(refusal, request_id, out, self._service.settings)
-        except Exception:
+        except Exception:  # noqa: BLE001  # whatever it is, the caller is answered and the log has it
             logs.log.exception("internal_error", extra={"facts": {"request_id": request_id}})
             answer = refused(errors.InternalError(), request_id, out, self._service.settings)
         await respond(send, answer, out, scope["method"])
@@ -327,12 +327,17 @@ async def _body(receive: Receive, headers: Headers, most: int) -> bytes:
 
 
 async def respond(send: Send, answer: Answer, out: list[tuple[bytes, bytes]], method: str) -> None:
-    headers = [*out, *answer.headers, (b"content-length", str(len(answer.body)).encode())]
+    headers = [*out, *answer.headers, (b"cache-control", b"no-store")]
+    if answer.stream is None:
+        headers.append((b"content-length", str(len(answer.body)).encode()))
     if answer.body and not any(name == b"content-type" for name, _ in answer.headers):
         headers.append((b"content-type", b"application/json"))
-    headers.append((b"cache-control", b"no-store"))
     with contextlib.suppress(OSError):
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+        if answer.stream is not None and method != "HEAD":
+            async with contextlib.aclosing(answer.stream) as parts:
+                async for part in parts:
+                    await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})
 
 

@@ -1,7 +1,7 @@
 """One request as a handler sees it, and its answer."""
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -27,6 +27,9 @@ _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
 _AT_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
 
 
+Stream = AsyncGenerator[bytes, None]
+
+
 class Answer(NamedTuple):
     """A status and a JSON body; `object_ids` are the objects the body shows, so that erasure can find a stored copy."""
 
@@ -34,6 +37,8 @@ class Answer(NamedTuple):
     status: int = 200
     headers: tuple[tuple[bytes, bytes], ...] = ()
     object_ids: tuple[str, ...] = ()
+    stream: "Stream | None" = None
+    """Instead of a body: parts that are sent as they come."""
 
 
 class Page(NamedTuple):

@@ -19,7 +19,8 @@ from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
 from wabery_server.api.docstrings import explanations
-from wabery_server.api.events import PAYLOADS
+from wabery_server.api.event_types import PAYLOADS
+from wabery_server.api.intent_types import Create
 from wabery_server.api.schemas import REFERENCE, Json, Schemas, members
 from wabery_server.errors import WaberyError
 from wabery_server.intents import Status
@@ -340,7 +341,7 @@ def _body(operation: Operation, types: Schemas) -> Json | None:
     if operation.takes is None and more.body is None:
         return None
     media: Json = {"schema": more.body or types.schema(operation.takes)}
-    if operation.takes is intents.Create:
+    if operation.takes is Create:
         media["example"] = examples.MINT
     return {"required": True, "content": {"application/json": media}}
 
@@ -484,7 +485,7 @@ def _webhook(event: EventType, types: Schemas) -> Json:
         "tags": ["webhooks"],
         "summary": about.partition(". ")[0].partition("\n")[0].rstrip("."),
         "description": about,
-        "parameters": [_header(name, what) | {"required": required} for name, what, required in _SIGNATURES],
+        "parameters": [_header(name, what) | {"required": required} for name, what, required in SIGNATURES],
         "requestBody": {
             "required": True,
             "content": {
@@ -507,7 +508,7 @@ def _webhook(event: EventType, types: Schemas) -> Json:
     } | ({"x-opt-in": True} if event in OPT_IN else {})
 
 
-_SIGNATURES = (
+SIGNATURES = (
     (
         "x-wabery-signature",
         "`sha256=` and the hex HMAC-SHA256 of the raw body; key: the secret as it is shown.",

@@ -1,142 +1,82 @@
-"""What each event says: the payloads that webhooks carry, for the contract. The rooms that record events fill them in."""
+"""/v1/events: what happened, newest first, as the webhooks tell it."""
 
-from collections.abc import Mapping
-from typing import Annotated, Literal, NotRequired, TypedDict
+from typing import Literal, TypedDict
 
-from msgspec import Meta
+import msgspec
+from msgspec import Struct
 
-from wabery_server.api.registration_intents import RegistrationIntent, WhatsAppIdentity
-from wabery_server.contacts import EndReason
-from wabery_server.intents import Attempt, Trust
+from wabery_server import errors, ids, outbox
+from wabery_server.api.call import Answer, Call
 from wabery_server.outbox import EventType
 
 
-class _Envelope(TypedDict):
-    event_id: str
-    """The same on every attempt to deliver the event, and in the header `webhook-id`: the key to handle it once."""
-    organization_id: str
-    project_id: str
-    livemode: bool
+class EventObject(TypedDict):
+    """An event, with the payload that its deliveries carry."""
+
+    object: Literal["event"]
+    id: str
+    type: EventType
     created_at: str
-
-
-_Number = Annotated[
-    str | None,
-    Meta(description="E.164, such as +4915123456789; null when WhatsApp does not share the number."),
-]
-# Made by calls, since `from` is a word of the language.
-_From = TypedDict("_From", {"from": _Number})
-_MaybeFrom = TypedDict("_MaybeFrom", {"from": NotRequired[_Number]})
-
-
-class _Person(_Envelope, _From):
-    contact_id: str
-    """One per WhatsApp identity in a project; stays when the number or the name changes."""
-    conversation_id: str | None
-    channel_id: str | None
-    whatsapp: WhatsAppIdentity
-
-
-class ParticipantJoined(_Person):
-    registration_intent_id: str
-    customer_reference: str
-    contact_reference: str
-    """The same value as `customer_reference`."""
-    metadata: dict[str, object]
-    metadata_trusted: bool
-    """Whether your server wrote the metadata, and not a browser."""
-    reference_trust: Trust
-    message_id: str
-    joined_at: str
-    already_linked: bool
-    """Whether the same person had been linked to the same reference before."""
-
-
-class ParticipantUnlinked(_Person):
-    customer_reference: str
-    contact_reference: str
-    """The same value as `customer_reference`."""
-    registration_intent_id: str
-    """The one that had made the link."""
-    reason: EndReason
-
-
-class MessageReceived(_Person):
-    agent_id: None
-    text: str | None
-    """The first text of the message; null when it has none."""
-    message_id: str
-    contact_reference: str | None
-    """The same value as `customer_reference`."""
-    customer_reference: str | None
-    """Null while the person is not linked."""
-    metadata: dict[str, object] | None
-    """As it was when the link was made."""
-    type: str
-    """WhatsApp's own word: text, image, interactive…"""
     sent_at: str
-    reference_trust: Trust | None
-    registration_intent_id: str | None
-    """The one that made the link."""
+    livemode: bool
+    payload: dict[str, object]
 
 
-class _AboutIntent(_Envelope):
-    registration_intent_id: str
-    customer_reference: str
-    contact_reference: str
-    """The same value as `customer_reference`."""
-    registration_intent: RegistrationIntent
-    """As a secret key reads it, without token, link and client secret."""
+class _Body(Struct, rename="camel"):
+    payload: msgspec.Raw
+    sent_at: str
 
 
-class RegistrationIntentCreated(_AboutIntent):
-    pass
+class _Envelope(Struct):
+    created_at: str
+    livemode: bool
 
 
-class RegistrationIntentExpired(_AboutIntent):
-    pass
+_body = msgspec.json.Decoder(_Body).decode
+_envelope = msgspec.json.Decoder(_Envelope).decode
 
 
-class FailedAttempt(TypedDict):
-    """A message that carried the token."""
-
-    code: Attempt
-    message_id: str
-
-
-class RegistrationIntentRejected(_AboutIntent, _MaybeFrom):
-    contact_id: NotRequired[str]
-    """This, `conversation_id`, `channel_id`, `from`, `whatsapp` and `attempt` are there when a message ended it."""
-    conversation_id: NotRequired[str | None]
-    channel_id: NotRequired[str | None]
-    whatsapp: NotRequired[WhatsAppIdentity]
-    attempt: NotRequired[FailedAttempt]
-
-
-class RegistrationIntentAttemptFailed(_AboutIntent, _Person):
-    attempt: FailedAttempt
-
-
-class SecurityTokenReuse(_Person):
-    registration_intent_id: str
-    customer_reference: str
+async def listed(call: Call) -> Answer:
+    """The project's events."""
+    page = call.page(list_name="events")
+    kind = call.query.get("type")
+    if kind is not None and kind not in set(EventType):
+        raise errors.InvalidRequest(f"type must be one of {', '.join(EventType)}.", param="type")
+    which = outbox.Filter(
+        type=EventType(kind) if kind else None,
+        contact_id=call.text("contact_id"),
+        registration_intent_id=call.text("registration_intent_id"),
+        created_after=call.moment("created_after"),
+        created_before=call.moment("created_before"),
+    )
+    project_id = call.caller.project.id
+    found = await call.service.database.run(
+        lambda tx: outbox.listed(tx, project_id, which, before=page.before, limit=page.limit + 1)
+    )
+    return call.list_answer("events", [(event.id, _public(event)) for event in found], page)
 
 
-class WebhookEndpointDisabled(_Envelope):
-    endpoint_id: str
-    reason: Literal["gone"]
-    """`gone`: it answered 410."""
-    since: str
+async def get(call: Call) -> Answer:
+    """One event."""
+    event_id = call.params["id"]
+    found = None
+    if ids.looks_like("evt", event_id):
+        project_id = call.caller.project.id
+        found = await call.service.database.run(lambda tx: outbox.find(tx, project_id, event_id))
+    if found is None:
+        raise errors.NotFound("There is no such event.", param="id")
+    return call.answer(_public(found))
 
 
-PAYLOADS: Mapping[EventType, type] = {
-    EventType.PARTICIPANT_JOINED: ParticipantJoined,
-    EventType.PARTICIPANT_UNLINKED: ParticipantUnlinked,
-    EventType.MESSAGE_RECEIVED: MessageReceived,
-    EventType.REGISTRATION_INTENT_CREATED: RegistrationIntentCreated,
-    EventType.REGISTRATION_INTENT_REJECTED: RegistrationIntentRejected,
-    EventType.REGISTRATION_INTENT_EXPIRED: RegistrationIntentExpired,
-    EventType.REGISTRATION_INTENT_ATTEMPT_FAILED: RegistrationIntentAttemptFailed,
-    EventType.SECURITY_TOKEN_REUSE: SecurityTokenReuse,
-    EventType.WEBHOOK_ENDPOINT_DISABLED: WebhookEndpointDisabled,
-}
+def _public(event: outbox.Recorded) -> dict[str, object]:
+    body = _body(event.body)
+    envelope = _envelope(body.payload)
+    return {
+        "object": "event",
+        "id": event.id,
+        "type": event.type,
+        "created_at": envelope.created_at,
+        "sent_at": body.sent_at,
+        "livemode": envelope.livemode,
+        "payload": body.payload,
+    }

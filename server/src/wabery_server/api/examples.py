@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from wabery_server import errors, webhooks
-from wabery_server.api.events import (
+from wabery_server.api.event_types import (
     MessageReceived,
     ParticipantJoined,
     ParticipantUnlinked,
@@ -15,7 +15,7 @@ from wabery_server.api.events import (
     SecurityTokenReuse,
     WebhookEndpointDisabled,
 )
-from wabery_server.api.registration_intents import (
+from wabery_server.api.intent_types import (
     BrowserRegistrationIntent,
     MaskedIdentity,
     MintedRegistrationIntent,

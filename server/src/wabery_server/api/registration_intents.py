@@ -1,4 +1,4 @@
-"""/v1/registration-intents: mint, get, list, cancel."""
+"""/v1/registration-intents: mint, get, wait, stream, list, extend, cancel."""
 
 import asyncio
 import base64
@@ -7,143 +7,30 @@ import hmac
 import io
 import re
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, NotRequired, TypedDict
 
 import msgspec
 import segno
-from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec import UNSET
 
 from wabery_server import contacts, errors, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
 from wabery_server.api.app import CLIENT_SECRET, etag
-from wabery_server.api.call import Answer, Call
+from wabery_server.api.call import Answer, Call, Stream, decode
+from wabery_server.api.intent_types import Create, CreateMany, Extend, Opened
 from wabery_server.contacts import Contact
 from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
-from wabery_server.intents import Filter, Intent, Mint, Phase, RejectionReason, Shown, Status, Trust, View
+from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, Trust, View
 
 MAX_METADATA = 16_384
 MAX_DEPTH = 5
 MAX_WAIT = 25
+_STREAM_SECONDS = 300.0
+_BEAT_SECONDS = 15.0
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 _LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 _encode = msgspec.json.Encoder().encode
-
-
-class Create(Struct, forbid_unknown_fields=True):
-    """What a mint takes."""
-
-    customer_reference: Annotated[str, Meta(min_length=1, max_length=255)]
-    """The app's own id of the user."""
-    metadata: dict[str, object] | UnsetType = UNSET
-    """At most 16 KiB of JSON, 5 levels deep; comes back in events."""
-    channel_id: str | None = None
-    """Which WhatsApp number; default: the project's oldest."""
-    expires_in: Annotated[int, Meta(ge=60, le=604_800)] | None = None
-    """Seconds; default: a setting of the project."""
-    locale: Annotated[str, Meta(max_length=35)] | None = None
-    """BCP 47 tag of the language for the prefilled text."""
-    include: list[str] = []
-    """`qr`: the link as a QR code."""
-
-
-class MaskedIdentity(TypedDict):
-    """Who joined: enough for people to recognise themselves."""
-
-    display: str
-    """The last three digits of the phone number, or the first letter of the username."""
-    country: str | None
-    """Two letters."""
-
-
-class WhatsAppIdentity(TypedDict):
-    """Who joined, in full. WhatsApp may leave any of it out."""
-
-    user_id: str | None
-    """The business-scoped user id: never changes hands, unlike a number or a name."""
-    parent_user_id: str | None
-    wa_id: str | None
-    """The phone number's digits."""
-    username: str | None
-    profile_name: str | None
-    country: str | None
-    """Two letters."""
-
-
-class QrCode(TypedDict):
-    """The link to scan. Four quiet modules around it are yours to add; the SVG has them."""
-
-    size: int
-    """Modules per side."""
-    modules: str
-    """Base64 of the rows, each padded to whole bytes, most significant bit first; 1 is dark."""
-    svg: str
-
-
-class _Seen(TypedDict):
-    object: Literal["registration_intent"]
-    id: str
-    status: Status
-    phase: Phase | None
-    livemode: bool
-    created_at: str
-    expires_at: str
-    joined_at: str | None
-
-
-class BrowserRegistrationIntent(_Seen):
-    """A registration intent as a publishable key sees it."""
-
-    rejection_reason: NotRequired[Literal["canceled", "conflict", "declined", "error", "not_allowed"]]
-    """Only once it is REJECTED."""
-    wa_link: NotRequired[str | None]
-    """With the client secret. Null once the number is gone."""
-    identity: NotRequired[MaskedIdentity]
-    """With the client secret, once it is JOINED."""
-    qr: NotRequired[QrCode]
-    """With the client secret and `include=qr`."""
-
-
-class _Whole(_Seen):
-    customer_reference: str
-    metadata: dict[str, object]
-    metadata_trusted: bool
-    """Whether your server wrote the metadata, and not a browser."""
-    reference_trust: Trust
-    channel_id: str
-    contact_id: str | None
-    rejection_reason: RejectionReason | None
-    rejection_message: str | None
-
-
-class MintedRegistrationIntent(_Whole):
-    """A registration intent as the answer to whoever minted it."""
-
-    token: str
-    client_secret: str
-    """What a browser shows to act on this one intent."""
-    wa_link: str
-    """Single use: it opens WhatsApp with the token filled in."""
-    qr: NotRequired[QrCode]
-
-
-class RegistrationIntent(_Whole):
-    """A registration intent as a secret key sees it."""
-
-    already_linked: bool
-    """Whether the same person had been linked to the same reference before."""
-    message_id: str | None
-    """The message that ended it."""
-    identity: MaskedIdentity | None
-    whatsapp: NotRequired[WhatsAppIdentity | None]
-    """With the scope `contacts:identity`."""
-    token: NotRequired[str]
-    """This, `client_secret` and `wa_link` with the scope `registrations:create`."""
-    client_secret: NotRequired[str]
-    wa_link: NotRequired[str | None]
-    """Null once the number is gone."""
-    qr: NotRequired[QrCode]
 
 
 async def create(call: Call) -> Answer:
@@ -152,45 +39,52 @@ async def create(call: Call) -> Answer:
     key = call.idempotency_key()
     wanted = call.decode(Create)
     metadata = _checked(wanted)
-    trust = Trust.SERVER if caller.trusted else Trust.UNVERIFIED
+    trust = _trust(call)
     if trust is Trust.UNVERIFIED:
-        if caller.project.unsigned_references == "refuse":
-            raise errors.ReferenceSignatureMissing(param="customer_reference")
         call.limit(service.per_publishable_key.take(caller.key.id))
         call.limit(service.per_ip.take(_network(call.ip)))
     call.limit(service.per_reference.take((caller.project.id, wanted.customer_reference, trust)))
-    channel = await service.directory.channel(caller.project, wanted.channel_id)
-    now = service.clock.now()
-    intent = Intent(
-        project_id=caller.project.id,
-        id=ids.new("reg", now),
-        status=Status.PENDING,
-        customer_reference=wanted.customer_reference,
-        metadata=metadata,
-        reference_trust=trust,
-        channel_id=channel.id,
-        api_key_id=caller.key.id,
-        locale=wanted.locale,
-        secret_version=service.keyring.current.version,
-        created_at=now,
-        expires_at=now + timedelta(seconds=wanted.expires_in or _lifetime(caller)),
-    )
-    secrets = intents.shown(
-        intent,
-        keyring=service.keyring,
-        project=caller.project,
-        display_phone_number=channel.display_phone_number,
-    )
-    body = _public(call, intent, View.MINTER, now=now, secrets=secrets)
-    if "qr" in wanted.include and secrets.wa_link is not None:
-        body["qr"] = await _qr(secrets.wa_link)
-    mint = Mint(caller.project, intent, secrets.token, Stored(200, _encode(body)), key)
+    mint = await _prepared(call, wanted, metadata, trust)
+    mint.key = key
     minted = await service.minting.submit(mint)
-    return (
-        call.replayed(minted.answer)
-        if minted.replayed
-        else Answer(minted.answer.body, object_ids=(intent.id,))
+    return call.replayed(minted.answer) if minted.replayed else Answer(minted.answer.body)
+
+
+async def create_many(call: Call, tx: Tx) -> Answer:
+    """Mints up to 1,000 intents, each by itself: an object or an error for every item."""
+    caller, service = call.caller, call.service
+    data: list[msgspec.Raw | dict[str, object]] = []
+    mints: list[tuple[int, Mint]] = []
+    for number, item in enumerate(call.decode(CreateMany).items):
+        try:
+            wanted = decode(bytes(item), "application/json", Create)
+            metadata = _checked(wanted)
+            allowance = service.per_reference.peek(
+                (caller.project.id, wanted.customer_reference, Trust.SERVER)
+            )
+            if not allowance:
+                raise errors.RateLimited("Too many requests (limit: customer_reference).")
+            mints.append((number, await _prepared(call, wanted, metadata, Trust.SERVER)))
+            data.append({})
+        except errors.WaberyError as refusal:
+            data.append(_item_error(refusal))
+    minted = await intents.mint(
+        tx, [mint for _, mint in mints], keyring=service.keyring, keep=service.settings.idempotency_keep
     )
+    shown: list[str] = []
+    for (number, mint), one in zip(mints, minted, strict=True):
+        if isinstance(one, Minted):
+            data[number] = msgspec.Raw(one.answer.body)
+            shown.append(mint.intent.id)
+        else:
+            data[number] = _item_error(one)
+
+    def count() -> None:
+        for _, mint in mints:
+            service.per_reference.take((caller.project.id, mint.intent.customer_reference, Trust.SERVER))
+
+    call.after_commit(count)
+    return call.answer({"object": "list", "data": data}, object_ids=tuple(shown))
 
 
 async def get(call: Call) -> Answer:
@@ -210,6 +104,50 @@ async def get(call: Call) -> Answer:
     if (call.headers.get(b"if-none-match") or "").encode("latin-1") == tag:
         return Answer(b"", 304, ((b"etag", tag),))
     return Answer(body, 200, ((b"etag", tag),))
+
+
+async def stream(call: Call) -> Answer:
+    """Server-sent events: the intent as `get` shows it, now and at every change, until it is final.
+
+    A comment every 15 seconds keeps proxies from closing the line; after 5 minutes the server closes it, and the
+    browser connects again. (HTML Living Standard, 9.2.)
+    """
+    intent_id = call.params["id"]
+    view = _view(call, intent_id)
+    if not call.caller.trusted:
+        call.limit(call.service.polls.take((call.caller.project.id, intent_id)))
+    if not call.service.watch.room(intent_id):
+        raise errors.RateLimited("Too many requests wait for this registration intent.", retry_after=2)
+    first = await _found(call, intent_id)
+    return Answer(b"", 200, ((b"content-type", b"text/event-stream"),), stream=_changes(call, first, view))
+
+
+async def _changes(call: Call, intent: Intent, view: View) -> Stream:
+    service = call.service
+    grace = service.settings.expiry_grace
+    loop = asyncio.get_running_loop()
+    end, said = loop.time() + _STREAM_SECONDS, b""
+    with service.watch.on(intent.id) as waiter:
+        while True:
+            body = _encode(await _shown_to(call, intent, view, frozenset()))
+            if body != said:
+                said = body
+                yield b"event: registration_intent\ndata: " + body + b"\n\n"
+            now = service.clock.now()
+            if intent.status != Status.PENDING or now >= intent.expires_at + grace:
+                return
+            if service.draining or loop.time() >= end:
+                return
+            beat = loop.time() + _BEAT_SECONDS
+            while loop.time() < beat and not service.draining:
+                turn = intent.expires_at if now < intent.expires_at else intent.expires_at + grace
+                await waiter.changed(min(turn - now, timedelta(seconds=_BEAT_SECONDS)))
+                intent = await _found(call, intent.id)
+                if _encode(await _shown_to(call, intent, view, frozenset())) != said:
+                    break
+                now = service.clock.now()
+            else:
+                yield b": still here\n\n"
 
 
 async def listed(call: Call) -> Answer:
@@ -248,18 +186,38 @@ async def cancel(call: Call, tx: Tx) -> Answer:
     """Ends a pending intent. Cancelling it again changes nothing."""
     service = call.service
     intent_id = call.params["id"]
-    view = _view(call, intent_id)
-    if not call.caller.trusted and view is not View.HOLDER:
-        raise errors.InsufficientScope(
-            "A publishable key needs the client secret to cancel.", hint=f"Send {CLIENT_SECRET}."
-        )
+    view = _holder_or_owner(call, intent_id, "cancel")
     call.empty_body()
     now = service.clock.now()
     intent = await intents.cancel(tx, call.caller.project, intent_id, now, service.settings.expiry_grace)
     call.after_commit(lambda: service.changed([intent_id]))
     call.after_commit(lambda: service.signals.tell("due"))
-    shown_as = View.HOLDER if view is View.HOLDER else View.READER
-    return call.answer(_public(call, intent, shown_as, now=now), object_ids=(intent_id,))
+    return call.answer(_public(call, intent, view, now=now), object_ids=(intent_id,))
+
+
+async def extend(call: Call, tx: Tx) -> Answer:
+    """Keeps a pending intent open longer, to at most 7 days after its creation. Never shortens it."""
+    service = call.service
+    intent_id = call.params["id"]
+    view = _holder_or_owner(call, intent_id, "extend")
+    wanted = call.decode(Extend) if call.body.strip() else Extend()
+    now = service.clock.now()
+    until = now + timedelta(seconds=wanted.expires_in or _lifetime(call.caller))
+    intent = await intents.extend(tx, call.caller.project.id, intent_id, until, now)
+    call.after_commit(lambda: service.changed([intent_id]))
+    return call.answer(_public(call, intent, view, now=now), object_ids=(intent_id,))
+
+
+async def opened(call: Call, tx: Tx) -> Answer:
+    """Notes how the person went on from the page; the first time and the last way are kept."""
+    service = call.service
+    intent_id = call.params["id"]
+    if _view(call, intent_id) is not View.HOLDER:
+        raise errors.InsufficientScope("This call needs the client secret.", hint=f"Send {CLIENT_SECRET}.")
+    wanted = call.decode(Opened)
+    now = service.clock.now()
+    intent = await intents.note_opened(tx, call.caller.project.id, intent_id, wanted.via, now)
+    return call.answer(_public(call, intent, View.HOLDER, now=now), object_ids=(intent_id,))
 
 
 async def _found(call: Call, intent_id: str) -> Intent:
@@ -348,6 +306,60 @@ def _view(call: Call, intent_id: str) -> View:
         if hmac.compare_digest(subkeys.client_secret(intent_id).encode(), presented.encode()):
             return View.HOLDER
     raise errors.WrongClientSecret(param=CLIENT_SECRET)
+
+
+def _holder_or_owner(call: Call, intent_id: str, what: str) -> View:
+    """As which an intent is changed and answered. Raises errors.InsufficientScope, WrongClientSecret."""
+    view = _view(call, intent_id)
+    if view is View.ANONYMOUS:
+        message = f"A publishable key needs the client secret to {what}."
+        raise errors.InsufficientScope(message, hint=f"Send {CLIENT_SECRET}.")
+    return View.HOLDER if view is View.HOLDER else View.READER
+
+
+def _trust(call: Call) -> Trust:
+    """Who vouches for the reference. Raises errors.ReferenceSignatureMissing where nobody may."""
+    if call.caller.trusted:
+        return Trust.SERVER
+    if call.caller.project.unsigned_references == "refuse":
+        raise errors.ReferenceSignatureMissing(param="customer_reference")
+    return Trust.UNVERIFIED
+
+
+async def _prepared(call: Call, wanted: Create, metadata: msgspec.Raw, trust: Trust) -> Mint:
+    """The intent to be written and the answer to its minter."""
+    caller, service = call.caller, call.service
+    channel = await service.directory.channel(caller.project, wanted.channel_id)
+    now = service.clock.now()
+    intent = Intent(
+        project_id=caller.project.id,
+        id=ids.new("reg", now),
+        status=Status.PENDING,
+        customer_reference=wanted.customer_reference,
+        metadata=metadata,
+        reference_trust=trust,
+        channel_id=channel.id,
+        api_key_id=caller.key.id,
+        locale=wanted.locale,
+        secret_version=service.keyring.current.version,
+        created_at=now,
+        expires_at=now + timedelta(seconds=wanted.expires_in or _lifetime(caller)),
+    )
+    secrets = intents.shown(
+        intent,
+        keyring=service.keyring,
+        project=caller.project,
+        display_phone_number=channel.display_phone_number,
+    )
+    body = _public(call, intent, View.MINTER, now=now, secrets=secrets)
+    if "qr" in wanted.include and secrets.wa_link is not None:
+        body["qr"] = await _qr(secrets.wa_link)
+    return Mint(caller.project, intent, secrets.token, Stored(200, _encode(body)))
+
+
+def _item_error(refusal: errors.WaberyError) -> dict[str, object]:
+    body = {"error": refusal.code, "message": refusal.message, "param": refusal.param, "hint": refusal.hint}
+    return {"object": "error", **{name: value for name, value in body.items() if value is not None}}
 
 
 def _include(call: Call) -> frozenset[str]:

@@ -15,10 +15,14 @@ from wabery_server.accounts import (
 from wabery_server.api import api_keys, channels, document, error_pages, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import Operation
-from wabery_server.api.registration_intents import (
+from wabery_server.api.intent_types import (
     BrowserRegistrationIntent,
     Create,
+    CreateMany,
+    Extend,
+    MintedMany,
     MintedRegistrationIntent,
+    Opened,
     RegistrationIntent,
 )
 
@@ -27,6 +31,7 @@ _PROJECTS = "/v1/projects"
 _KEYS = "/v1/api-keys"
 _CHANNELS = "/v1/channels"
 _INBOUND_BYTES = 4 * 1024 * 1024
+_BULK_BYTES = 2 * 1024 * 1024
 _PAGE = ("limit", "cursor")
 _FILTERS = ("status", "customer_reference", "contact_id", "channel_id", "created_after", "created_before")
 _SEEN = RegistrationIntent | BrowserRegistrationIntent
@@ -43,6 +48,14 @@ OPERATIONS: list[Operation] = [
     Operation("GET", "/inbound/whatsapp", inbound.handshake, "Answer Meta's handshake", open=True, gives=str),
     Operation("GET", _INTENTS, intents.listed, "List registration intents", Scope.REGISTRATIONS_READ,
               query=(*_PAGE, *_FILTERS), gives=list[RegistrationIntent]),
+    Operation("POST", _INTENTS + "/bulk", intents.create_many, "Create up to 1,000 registration intents",
+              Scope.REGISTRATIONS_CREATE, writes=True, max_body=_BULK_BYTES, takes=CreateMany, gives=MintedMany),
+    Operation("GET", _INTENTS + "/{id}/events", intents.stream, "Follow a registration intent",
+              Scope.REGISTRATIONS_READ, publishable=True, gives=_SEEN),
+    Operation("POST", _INTENTS + "/{id}/extend", intents.extend, "Keep a registration intent open longer",
+              Scope.REGISTRATIONS_CREATE, publishable=True, writes=True, takes=Extend, gives=_SEEN),
+    Operation("POST", _INTENTS + "/{id}/opened", intents.opened, "Tell how the person went on from the page",
+              publishable=True, writes=True, takes=Opened, gives=BrowserRegistrationIntent),
     Operation("POST", _INTENTS + "/{id}/cancel", intents.cancel, "Cancel a registration intent",
               Scope.REGISTRATIONS_CREATE, publishable=True, writes=True, gives=_SEEN),
 

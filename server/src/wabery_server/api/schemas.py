@@ -22,7 +22,7 @@ from wabery_server.accounts import (
     PublicProject,
 )
 from wabery_server.api.docstrings import explanations
-from wabery_server.api.registration_intents import Create
+from wabery_server.api.intent_types import Create
 
 Json: TypeAlias = dict[str, object]
 

@@ -143,6 +143,8 @@ create table registration_intents (
     message_id          text collate "C",                   -- the message that ended it
     joined_at           timestamptz,
     already_linked      boolean not null default false,
+    opened_at           timestamptz,                        -- when the person first went on from the page
+    opened_via          text,
     primary key (project_id, id),
     unique (project_id, token_hash),
     check ((status = 'PENDING') = (ended_at is null)),

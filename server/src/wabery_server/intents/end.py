@@ -39,6 +39,33 @@ async def cancel(tx: Tx, project: Project, intent_id: str, at: datetime, grace: 
     return intent
 
 
+async def extend(tx: Tx, project_id: str, intent_id: str, until: datetime, now: datetime) -> Intent:
+    """Moves the expiry of a pending intent, never back and never past seven days after its creation.
+
+    Raises errors.NotFound, NotPending, ExpiresInOutOfRange when the seven days are used up.
+    """
+    intent = await locked(tx, project_id, intent_id)
+    if intent.status != Status.PENDING or now >= intent.expires_at:
+        shown_as, _ = intent.seen_at(now, timedelta(0))
+        raise errors.NotPending(f"This registration intent is {shown_as} already.")
+    last = intent.created_at + MAX_LIFETIME
+    if intent.expires_at >= last:
+        raise errors.ExpiresInOutOfRange(
+            "This registration intent lives 7 days already, the longest there is.", param="expires_in"
+        )
+    intent.expires_at = max(intent.expires_at, min(until, last))
+    await tx.run(sql.extend, project_id, intent_id, intent.expires_at)
+    return intent
+
+
+async def note_opened(tx: Tx, project_id: str, intent_id: str, via: str, now: datetime) -> Intent:
+    """Keeps when the person first went on from the page, and how they did last. Raises errors.NotFound."""
+    row = await tx.row(sql.note_opened, project_id, intent_id, via, now)
+    if row is None:
+        raise errors.NotFound("There is no such registration intent.", param="id")
+    return read_row(row)
+
+
 async def reject(
     tx: Tx,
     pending: Sequence[Intent],

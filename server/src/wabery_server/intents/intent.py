@@ -159,6 +159,8 @@ class Intent(Struct, kw_only=True):
     message_id: str | None = None
     joined_at: datetime | None = None
     already_linked: bool = False
+    opened_at: datetime | None = None
+    opened_via: str | None = None
 
     @property
     def trusted(self) -> bool:
@@ -209,6 +211,10 @@ class Intent(Struct, kw_only=True):
             }
         if view in (View.READER, View.OWNER):
             body |= {"already_linked": self.already_linked, "message_id": self.message_id}
+            body |= {
+                "opened_at": iso(self.opened_at) if self.opened_at else None,
+                "opened_via": self.opened_via,
+            }
             body["identity"] = contact.masked() if contact else None
             if whole_identity:
                 body["whatsapp"] = contact.whatsapp() if contact else None
@@ -322,6 +328,8 @@ def read_row(row: Row) -> Intent:
         message_id=row["message_id"],
         joined_at=row["joined_at"],
         already_linked=row["already_linked"],
+        opened_at=row["opened_at"],
+        opened_via=row["opened_via"],
     )
 
 

@@ -1,7 +1,7 @@
 -- part: columns
 i.project_id, i.id, i.status, i.customer_reference, i.metadata, i.reference_trust, i.channel_id, i.api_key_id,
     i.locale, i.secret_version, i.created_at, i.expires_at, i.ended_at, i.rejection_reason, i.contact_id,
-    i.message_id, i.joined_at, i.already_linked
+    i.message_id, i.joined_at, i.already_linked, i.opened_at, i.opened_via
 
 -- name: pending, hot
 -- Per (project, reference, trust): how many are pending, and which is the oldest.
@@ -66,6 +66,11 @@ limit $9;
 update registration_intents set expires_at = $3
 where project_id = $1 and id = $2 and status = 'PENDING'
 returning id;
+
+-- name: note_opened
+update registration_intents i set opened_at = coalesce(i.opened_at, $4), opened_via = $3
+where i.project_id = $1 and i.id = $2
+returning {columns};
 
 -- name: any_project_due
 -- Off the hot path: which projects have something for the sweeper. One index probe a project.
