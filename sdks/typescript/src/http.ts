@@ -81,6 +81,8 @@ export class Transport {
     const fetchPage = async (cursor: string) => (await page({ ...params, cursor })).data;
     const page = async (query: Params): Promise<Answer<Page<T>>> => {
       const answer = await this.#exchange<Page<T>>("GET", path, query, options);
+      const { data, has_more, next_cursor } = answer.data;
+      if (!Array.isArray(data) || (has_more && !next_cursor)) throw this.#unexpected("is not a list with a way to its next page");
       return { ...answer, data: new Page(answer.data, fetchPage) };
     };
     return new PagePromise(page(params));
@@ -130,20 +132,19 @@ export class Transport {
       deadline.clear();
     }
     if (!response.ok) throw this.#refusal(response, redact(text));
-    try {
-      return { data: (text ? JSON.parse(text) : {}) as T, response, requestId: response.headers.get("wabery-request-id") };
-    } catch {
-      throw new WaberyUnexpectedResponseError(
-        `HTTP ${response.status}, but its body is not JSON. Is ${this.baseUrl} the address of a Wabery server, with no proxy answering in its place?`,
-      );
-    }
+    const data = text ? parsed(text) : {};
+    if (typeof data !== "object" || data === null) throw this.#unexpected("is not a JSON object");
+    return { data: data as T, response, requestId: response.headers.get("wabery-request-id") };
+  }
+
+  #unexpected(what: string): WaberyUnexpectedResponseError {
+    return new WaberyUnexpectedResponseError(
+      `The answer ${what}. Is ${this.baseUrl} the address of a Wabery server, with no proxy answering in its place?`,
+    );
   }
 
   #refusal(response: Response, text: string): WaberyApiError {
-    let body: unknown = text;
-    try {
-      body = JSON.parse(text);
-    } catch {}
+    const body = parsed(text) ?? text;
     const { status, headers } = response;
     if ((status === 404 || status === 405) && !headers.has("wabery-version"))
       return new WaberyEndpointNotAvailableError(response, body, {
@@ -259,6 +260,15 @@ function segment(part: unknown): string {
   throw new WaberyConfigurationError(`Expected an object's id, a string such as "reg_…"; got ${got}.`);
 }
 
+/** Undefined for what is not JSON. */
+function parsed(text: string): unknown {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined;
+  }
+}
+
 function json(body: unknown): string {
   try {
     return JSON.stringify(body);
@@ -278,7 +288,8 @@ function query(params: Params): string {
   const search = new URLSearchParams();
   for (const [name, value] of Object.entries(snakeCase(params)))
     if (value !== undefined && value !== null) search.set(name, value instanceof Date ? value.toISOString() : String(value));
-  return search.size ? `?${search}` : "";
+  const text = search.toString();
+  return text && `?${text}`;
 }
 
 function visible(value: string, name: string, form: string): string {

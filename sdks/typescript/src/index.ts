@@ -32,6 +32,7 @@ export {
   type VerifyOptions,
   WaberyWebhookVerificationError,
   type WebhookFault,
+  type Webhooks,
   webhooks,
 } from "./webhooks.js";
 

@@ -64,8 +64,12 @@ export interface MessageReceivedPayload extends PersonPayload {
   registration_intent_id: string | null;
 }
 
-/** The intent itself, with the attempt that led here where there is one. */
-export interface RegistrationIntentPayload extends EventPayload, Omit<RegistrationIntent, keyof EventPayload> {
+/** The intent as a secret key reads it. Where a message led here, also whose it was and what became of it. */
+export interface RegistrationIntentPayload extends EventPayload, Partial<Omit<PersonPayload, keyof EventPayload>> {
+  registration_intent_id: string;
+  customer_reference: string;
+  contact_reference: string;
+  registration_intent: RegistrationIntent;
   attempt?: { code: string; message_id: string };
 }
 

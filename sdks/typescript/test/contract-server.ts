@@ -152,6 +152,7 @@ export class ContractServer {
     const send = (status: number, answer: Json) =>
       response.writeHead(status, { "content-type": "application/json" }).end(JSON.stringify(answer));
     try {
+      if (call.path === "/phone/api/send") return void send(200, this.#pressSend(read(call)));
       const handler = this.#route(call);
       if (!handler) return void send(404, { error: "unknown_path", message: "This server does not serve this path." });
       response.setHeader("wabery-version", VERSION);
@@ -180,6 +181,12 @@ export class ContractServer {
     const answer = structuredClone(await handler());
     this.#replays.set(`${call.method} ${call.path} ${key}`, { body: call.body, status: 200, answer });
     return { status: 200, answer, replayed: false };
+  }
+
+  #pressSend({ link }: Json): Json {
+    const intent = [...this.#intents.values()].find((one) => one.wa_link === link) ?? notFound();
+    this.change(intent.id as string, { status: "JOINED", joined_at: new Date().toISOString(), contact_id: "contact_1" });
+    return { delivered: true };
   }
 
   #route(call: Recorded): (() => Promise<Json> | Json) | undefined {

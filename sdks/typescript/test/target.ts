@@ -1,6 +1,7 @@
 /** The server that behaviours are shown against: the real one where the environment names it, else the contract server. */
 
-import { after } from "node:test";
+import { after, type TestContext } from "node:test";
+import { WaberyEndpointNotAvailableError } from "@wabery/sdk";
 import { ContractServer } from "./contract-server.js";
 
 export interface Target {
@@ -9,7 +10,7 @@ export interface Target {
   publishableKey: string;
 }
 
-export const REAL = Boolean(process.env.WABERY_TEST_BASE_URL);
+const REAL = Boolean(process.env.WABERY_TEST_BASE_URL);
 
 /** To be called at the top of a test file; what it started ends with the file. */
 export async function target(): Promise<Target> {
@@ -28,3 +29,28 @@ export async function contractServer(): Promise<ContractServer> {
   after(() => server.stop());
   return server;
 }
+
+/** What a call gives; where the real server's build does not have the call yet, the test is skipped and gets undefined. */
+export async function served<T>(t: TestContext, call: Promise<T>): Promise<T | undefined> {
+  try {
+    return await call;
+  } catch (error) {
+    if (!(REAL && error instanceof WaberyEndpointNotAvailableError)) throw error;
+    t.skip("this server does not serve the call");
+    return undefined;
+  }
+}
+
+/** A person presses send on a link, on the fake phone that `wabery dev` and the contract server have. */
+export async function pressSend({ baseUrl }: Target, link: string): Promise<void> {
+  const body = JSON.stringify({ link, persona: "emi" });
+  const sent = await fetch(new URL("/phone/api/send", baseUrl), {
+    method: "POST",
+    headers: { "content-type": "application/json" },
+    body,
+  });
+  if (!sent.ok) throw new Error(`The fake phone answered ${sent.status}: ${await sent.text()}`);
+}
+
+/** The reference that this person joins with in every test: elsewhere they would be refused as somebody else's already. */
+export const PERSONS_REFERENCE = "sdk_joins";

@@ -286,14 +286,21 @@ describe("what is sent", () => {
 });
 
 describe("answers that are not the contract's", () => {
-  test("a page of HTML instead of JSON", async () => {
-    server.fail({ status: 200, headers: { "content-type": "text/html" }, body: "<html>Sign in to the hotel's network</html>" });
+  for (const body of [
+    "<html>Sign in to the hotel's network</html>",
+    "null",
+    '"OK"',
+    '{"data":[],"has_more":true,"next_cursor":null}',
+    "{}",
+  ])
+    test(`${body} instead of a list`, async () => {
+      server.fail({ status: 200, body });
 
-    await assert.rejects(
-      wabery.projects.list(),
-      (error) => error instanceof WaberyUnexpectedResponseError && error.message.includes(server.baseUrl),
-    );
-  });
+      await assert.rejects(
+        wabery.projects.list(),
+        (error) => error instanceof WaberyUnexpectedResponseError && error.message.includes(server.baseUrl),
+      );
+    });
 
   test("a redirect is not followed, so the key goes nowhere else", async () => {
     server.fail({ status: 301, headers: { location: `${server.baseUrl}/projects` } });

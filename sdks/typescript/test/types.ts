@@ -52,7 +52,7 @@ export function events(event: WebhookEvent): string | null {
       equal<typeof event.payload.from, string | null>(true);
       return event.payload.text;
     case "registration_intent.rejected":
-      return event.payload.rejection_reason ?? null;
+      return event.payload.registration_intent.rejection_reason ?? null;
     default:
       return event.payload.event_id;
   }

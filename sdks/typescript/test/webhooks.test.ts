@@ -125,11 +125,21 @@ describe("the headers", () => {
 
   test("repeated ones, as arrays or joined, are all tried", async () => {
     const [old, current] = [await webhooks.signForTest(BODY, "old secret"), await webhooks.signForTest(BODY, SECRET)];
-    const both = [old.headers["x-wabery-signature"] ?? "", current.headers["x-wabery-signature"] ?? ""];
 
-    await webhooks.verify(BODY, { "x-wabery-signature": both }, SECRET);
-    await webhooks.verify(BODY, { "x-wabery-signature": both.join(", ") }, SECRET);
+    for (const name of ["x-wabery-signature", "webhook-signature"]) {
+      const both = [old.headers[name] ?? "", current.headers[name] ?? ""];
+      const moment = name === "webhook-signature" ? { ...current.headers, "x-wabery-signature": undefined } : {};
+      for (const secret of ["old secret", SECRET]) {
+        await webhooks.verify(BODY, { ...moment, [name]: both }, secret);
+        await webhooks.verify(BODY, { ...moment, [name]: both.join(", ") }, secret);
+      }
+    }
   });
+
+  for (const headers of [undefined, null, {}, []])
+    test(`${JSON.stringify(headers)} are none`, async () => {
+      await assert.rejects(webhooks.verify(BODY, headers as unknown as Headers, SECRET), fault("missing_header"));
+    });
 });
 
 describe("the secret", () => {
