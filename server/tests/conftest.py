@@ -5,6 +5,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -149,9 +150,13 @@ class App:
             sent.setdefault("Authorization", f"Bearer {key}")
         if data is not None:
             sent.setdefault("Content-Type", "application/json")
-        async with self.web.request(method, self.base_url + path, json=json, data=data, headers=sent) as answer:
+        async with self.web.request(
+            method, self.base_url + path, json=json, data=data, headers=sent
+        ) as answer:
             raw = await answer.read()
-            body = msgspec.json.decode(raw) if raw and "json" in answer.headers.get("content-type", "") else None
+            body = (
+                msgspec.json.decode(raw) if raw and "json" in answer.headers.get("content-type", "") else None
+            )
             return Reply(answer.status, body, answer.headers, raw)
 
     async def mint(self, key: str, reference: str = "user_123", **fields: object) -> dict[str, Any]:
@@ -218,6 +223,15 @@ async def app(
     settings: Settings, database: Database, keyring: Keyring, clock: MovableClock, signals: Signals
 ) -> AsyncIterator[App]:
     await database.run(lambda tx: accounts.open_installation(tx, keyring, clock.now()))
+    async with serving(settings, database, keyring, clock, signals) as running:
+        yield running
+
+
+@asynccontextmanager
+async def serving(
+    settings: Settings, database: Database, keyring: Keyring, clock: MovableClock, signals: Signals
+) -> AsyncIterator[App]:
+    """A server on a free port; a test may run several on one database."""
     async with (
         Directory(database, keyring, signals, clock) as directory,
         aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=300)) as web,
@@ -225,7 +239,9 @@ async def app(
         service = Service(
             settings, database=database, keyring=keyring, clock=clock, signals=signals, directory=directory
         )
-        config = uvicorn.Config(application(service, OPERATIONS, []), lifespan="off", log_config=None, ws="none")
+        config = uvicorn.Config(
+            application(service, OPERATIONS, []), lifespan="off", log_config=None, ws="none"
+        )
         server = uvicorn.Server(config)
         server.config.load()
         listener = await asyncio.get_running_loop().create_server(
