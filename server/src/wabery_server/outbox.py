@@ -240,6 +240,48 @@ def _delivery_id(event_id: str, endpoint_id: str) -> str:
     return f"dlv_{event_id[4:18]}{ids.encode130(int.from_bytes(digest[:8]))[-12:]}"
 
 
+class Filter(Struct, frozen=True):
+    """Which events a list shows; None: all."""
+
+    type: EventType | None = None
+    contact_id: str | None = None
+    registration_intent_id: str | None = None
+    created_after: datetime | None = None
+    """Inclusive."""
+    created_before: datetime | None = None
+    """Exclusive."""
+
+
+class Recorded(Struct, frozen=True):
+    """An event as it was written."""
+
+    id: str
+    type: str
+    body: bytes
+    """The bytes that every delivery sends."""
+
+
+async def listed(tx: Tx, project_id: str, which: Filter, *, before: str | None, limit: int) -> list[Recorded]:
+    """Newest first, older than the id `before`. Ids sort by creation."""
+    rows = await tx.rows(
+        sql.listed,
+        project_id,
+        before,
+        which.type,
+        which.contact_id,
+        which.registration_intent_id,
+        which.created_after,
+        which.created_before,
+        limit,
+    )
+    return [Recorded(**row) for row in rows]
+
+
+async def find(tx: Tx, project_id: str, event_id: str) -> Recorded | None:
+    row = await tx.row(sql.find, project_id, event_id)
+    return Recorded(**row) if row else None
+
+
 async def due_queues(tx: Tx, now: datetime, limit: int) -> list[Queue]:
     """Endpoints that something is due for, the longest waiting first."""
     return [Queue(*row) for row in await tx.rows(sql.any_due_queues, now, limit)]
@@ -316,7 +358,7 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
                 result.claimed.number,
                 attempt.outcome,
                 attempt.status,
-                attempt.error,
+                _storable(attempt.error),
                 attempt.response_body,
                 attempt.address,
                 attempt.elapsed / timedelta(milliseconds=1),
@@ -327,6 +369,11 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
         ],
     )
     return kept
+
+
+def _storable(error: str | None) -> str | None:
+    """The far side has a say in this text, and PostgreSQL takes neither U+0000 nor lone surrogates."""
+    return error and error.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
 
 
 async def disable_endpoint(

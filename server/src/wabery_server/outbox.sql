@@ -52,3 +52,19 @@ insert into delivery_attempts (project_id, delivery_id, number, outcome, status,
     elapsed_ms, attempted_at)
 values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)
 on conflict do nothing;
+
+-- name: listed
+select e.id, e.type, e.body
+from events e
+where e.project_id = $1
+  and ($2::text is null or e.id < $2)
+  and ($3::text is null or e.type = $3)
+  and ($4::text is null or e.contact_id = $4)
+  and ($5::text is null or e.registration_intent_id = $5)
+  and ($6::timestamptz is null or e.created_at >= $6)
+  and ($7::timestamptz is null or e.created_at < $7)
+order by e.id desc
+limit $8;
+
+-- name: find
+select e.id, e.type, e.body from events e where e.project_id = $1 and e.id = $2;

@@ -24,7 +24,8 @@ async def create(call: Call, tx: Tx) -> Answer:
     """Makes a key. A secret key is shown in this answer only."""
     caller = call.caller
     at = call.service.clock.now()
-    new = accounts.new_key(caller.project, call.decode(KeyDraft), at)
+    draft = call.decode(KeyDraft)
+    new = call.once("key", lambda: accounts.new_key(caller.project, draft, at))
     needed = new.key.scopes or frozenset({Scope.REGISTRATIONS_CREATE})
     if lacking := sorted(needed - caller.key.scopes):
         raise errors.InsufficientScope(

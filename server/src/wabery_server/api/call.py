@@ -69,6 +69,7 @@ class Call:
     """A request whose caller is known, whose size is checked and whose limits allow it."""
 
     __slots__ = (
+        "_made",
         "after",
         "body",
         "headers",
@@ -111,6 +112,7 @@ class Call:
         self.out = out
         """Headers of the answer, also of a refusal."""
         self.after: list[Callable[[], None]] = []
+        self._made: dict[str, object] = {}
 
     @property
     def caller(self) -> Caller:
@@ -120,6 +122,12 @@ class Call:
     def after_commit(self, tell: Callable[[], None]) -> None:
         """Runs `tell` when the transaction of this write has been committed."""
         self.after.append(tell)
+
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gave the first time: ids and secrets stay when the transaction has to run again."""
+        if name not in self._made:
+            self._made[name] = make()
+        return self._made[name]  # type: ignore[return-value]  # kept by this very name
 
     def idempotency_key(self) -> idempotency.Key | None:
         """The request's Idempotency-Key. Raises errors.InvalidIdempotencyKey."""

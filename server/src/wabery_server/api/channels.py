@@ -23,7 +23,8 @@ async def listed(call: Call) -> Answer:
 async def create(call: Call, tx: Tx) -> Answer:
     """Connects a number. It belongs to this project alone until the channel is deleted."""
     at = call.service.clock.now()
-    new = accounts.new_channel(call.caller.project.id, call.decode(ChannelDraft), at)
+    draft = call.decode(ChannelDraft)
+    new = call.once("channel", lambda: accounts.new_channel(call.caller.project.id, draft, at))
     await accounts.create_channel(tx, new, keyring=call.service.keyring, actor=call.caller.key.id, at=at)
     _tell(call)
     return _shown(call, new.channel, new.credentials)

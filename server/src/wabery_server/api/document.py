@@ -14,7 +14,7 @@ from typing import NamedTuple, get_origin
 
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
-from wabery_server.api import channels, examples, health, inbound, projects
+from wabery_server.api import channels, error_pages, examples, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
@@ -38,7 +38,11 @@ class More(NamedTuple):
     """Whether it has an ETag."""
     parameters: Sequence[Json] = ()
     body: Json | None = None
-    """A body that is not decoded into a type of ours."""
+    """A body that is not decoded into one type of ours."""
+    may_be_empty: bool = False
+    """Whether the body may be left out."""
+    media: str = "application/json"
+    """What the answer is; anything but JSON is described by the handler's own words."""
 
 
 async def openapi(_call: Call) -> Answer:
@@ -86,11 +90,11 @@ def may_call(operation: Operation) -> str:
     """Who may call it, in a few words."""
     if operation.open:
         return "anybody"
-    scope = f"a secret key with `{operation.scope}`" if operation.scope else "a secret key"
+    scope = f"a secret key with `{operation.scope}`"
     if not operation.publishable:
         return scope
     needs = " and the client secret" if _is_idempotent(operation) and _takes_client_secret(operation) else ""
-    return f"a publishable key{needs}, or {scope}"
+    return f"a publishable key{needs}" + (f", or {scope}" if operation.scope else "")
 
 
 _MORE: Mapping[object, More] = {
@@ -108,9 +112,27 @@ _MORE: Mapping[object, More] = {
         limited=True,
     ),
     intents.get: More(limited=True, tagged=True),
+    intents.create_many: More(
+        body={
+            "type": "object",
+            "properties": {
+                "items": {
+                    "type": "array",
+                    "items": {"$ref": REFERENCE.format(name="RegistrationIntentDraft")},
+                    "minItems": 1,
+                    "maxItems": 1000,
+                }
+            },
+            "required": ["items"],
+            "additionalProperties": False,
+        }
+    ),
+    intents.stream: More(limited=True, media="text/event-stream"),
+    intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
     channels.create: More(refusals=(errors.NumberTaken,)),
+    error_pages.show: More(media="text/markdown"),
     health.ready: More(refusals=(errors.Unavailable,)),
     inbound.receive: More(
         refusals=(errors.InvalidSignature, errors.Unavailable),
@@ -127,6 +149,7 @@ _MORE: Mapping[object, More] = {
     ),
     inbound.handshake: More(
         refusals=(errors.InvalidVerifyToken, errors.Unavailable),
+        media="text/plain",
         parameters=[
             {"name": name, "in": "query", "required": True, "schema": {"type": "string"}, "description": what}
             for name, what in (
@@ -229,7 +252,7 @@ def _document(operations: Sequence[Operation]) -> Json:
             {
                 "url": "{base_url}",
                 "description": "Your installation",
-                "variables": {"base_url": {"default": "http://127.0.0.1:8420"}},
+                "variables": {"base_url": {"default": examples.BASE_URL}},
             }
         ],
         "tags": [*_tags(operations), {"name": "webhooks", "description": "What your server is told."}],
@@ -299,8 +322,8 @@ def _operation(operation: Operation, types: Schemas) -> Json:
 def _security(operation: Operation) -> list[Json]:
     if operation.open:
         return []
-    secret: Json = {"secretKey": [operation.scope] if operation.scope else []}
-    return [secret, {"publishableKey": []}] if operation.publishable else [secret]
+    secret: list[Json] = [{"secretKey": [operation.scope]}] if operation.scope else []
+    return [*secret, {"publishableKey": []}] if operation.publishable else secret
 
 
 def _parameters(operation: Operation) -> Iterator[Json]:
@@ -343,7 +366,7 @@ def _body(operation: Operation, types: Schemas) -> Json | None:
     media: Json = {"schema": more.body or types.schema(operation.takes)}
     if operation.takes is Create:
         media["example"] = examples.MINT
-    return {"required": True, "content": {"application/json": media}}
+    return {"required": not more.may_be_empty, "content": {"application/json": media}}
 
 
 def _answers(operation: Operation, types: Schemas) -> Json:
@@ -355,13 +378,14 @@ def _answers(operation: Operation, types: Schemas) -> Json:
         names.append("ETag")
     if _is_idempotent(operation):
         names.append("Idempotency-Replayed")
-    schema = _answer_schema(operation, types)
-    media = "text/plain" if operation.gives is str else "application/json"
+    schema: Json = {"type": "string"}
+    if more.media == "application/json":
+        schema = _answer_schema(operation, types)
     content: Json = {"schema": schema}
     if shown := _EXAMPLES.get(operation.handler):
         content["examples"] = {name: {"value": value} for name, value in shown.items()}
     answers: Json = {
-        "200": {"description": "Done.", "headers": _headers(names), "content": {media: content}},
+        "200": {"description": "Done.", "headers": _headers(names), "content": {more.media: content}},
     }
     if more.tagged:
         unchanged = {"description": "What you have is what there is.", "headers": _headers(names)}
@@ -453,8 +477,13 @@ _ERROR: Json = {
         "request_id": {"type": "string"},
         "param": {"type": "string", "description": "The field, parameter or header at fault."},
         "hint": {"type": "string", "description": "What to do about it."},
+        "doc_url": {
+            "type": "string",
+            "format": "uri",
+            "description": "A page about the code, on this server.",
+        },
     },
-    "required": ["error", "message", "request_id"],
+    "required": ["error", "message", "request_id", "doc_url"],
 }
 
 

@@ -42,6 +42,9 @@ _JOINED_AT = "2026-06-26T00:00:41.500Z"
 _EXPIRES_AT = "2026-06-27T00:00:00.000Z"
 _CUSTOMER = "user_123"
 
+BASE_URL = "http://127.0.0.1:8420"
+"""Of `wabery dev`."""
+
 SECRET = "whsec_YW4gZXhhbXBsZSBvZiAzMiBieXRlcyBmb3IgZG9jcyE="
 """Signs the example delivery; no project has it."""
 
@@ -125,8 +128,10 @@ POLLED: BrowserRegistrationIntent = {
 
 def error(refusal: type[errors.WaberyError]) -> dict[str, str]:
     """The body of a refusal as the class itself words it."""
-    body = {"error": refusal.code, "message": refusal.message, "request_id": _REQUEST}
-    return body if refusal.hint is None else {**body, "hint": refusal.hint}
+    body = {"error": refusal.code, "message": refusal.message}
+    if refusal.hint is not None:
+        body["hint"] = refusal.hint
+    return {**body, "doc_url": f"{BASE_URL}/errors/{refusal.code}", "request_id": _REQUEST}
 
 
 def delivery(event: EventType) -> dict[str, object]:

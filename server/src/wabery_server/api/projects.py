@@ -43,8 +43,11 @@ async def create(call: Call, tx: Tx) -> Answer:
     if draft.livemode and not caller.project.livemode:
         raise errors.InsufficientScope("A key of a test project cannot create live projects.")
     at = call.service.clock.now()
-    new = accounts.new_project(caller.project.organization_id, draft, keyring=keyring, at=at)
-    first = accounts.new_key(new.project, KeyDraft(name="First key", scopes=sorted(caller.key.scopes)), at)
+    organization_id, scopes = caller.project.organization_id, sorted(caller.key.scopes)
+    new = call.once("project", lambda: accounts.new_project(organization_id, draft, keyring=keyring, at=at))
+    first = call.once(
+        "key", lambda: accounts.new_key(new.project, KeyDraft(name="First key", scopes=scopes), at)
+    )
     await accounts.create_project(tx, new, keyring=keyring, actor=caller.key.id, at=at)
     await accounts.create_key(tx, first, actor=caller.key.id, at=at)
     shown = new.project.public(new.endpoint, reveal_with=keyring)

@@ -33,9 +33,12 @@ def run() -> int:
     """Prints each step; returns 0 when all of them held."""
     began = time.monotonic()
     try:
-        with tempfile.TemporaryDirectory(prefix="wabery-demo-") as folder, _receiver() as (url, arrived):
-            with _server(Path(folder)) as env:
-                _story(env, url, arrived)
+        with (
+            tempfile.TemporaryDirectory(prefix="wabery-demo-") as folder,
+            _receiver() as (url, arrived),
+            _server(Path(folder)) as env,
+        ):
+            _story(env, url, arrived)
     except _Broken as failure:
         say(f"  FAILED  {failure}")
         return FAILED
