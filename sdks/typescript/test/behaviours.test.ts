@@ -257,10 +257,15 @@ describe("administration", () => {
   });
 
   test("events are listed and read", async (t) => {
-    await wabery.registrationIntents.create({ customerReference: reference() });
+    const intent = await wabery.registrationIntents.create({ customerReference: PERSONS_REFERENCE });
+    await pressSend(server, intent.wa_link);
 
-    const events = await served(t, wabery.events.list({ limit: 1 }));
+    const events = await served(t, wabery.events.list({ type: "participant.joined", limit: 1 }));
 
-    for (const event of events?.data ?? []) assert.equal((await wabery.events.get(event.id)).type, event.type);
+    if (!events) return;
+    const [event] = events.data;
+    assert.ok(event?.type === "participant.joined");
+    assert.deepEqual([event.payload.event_id, event.payload.customer_reference], [event.id, PERSONS_REFERENCE]);
+    assert.deepEqual(await wabery.events.get(event.id), event);
   });
 });

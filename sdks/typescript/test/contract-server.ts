@@ -185,6 +185,8 @@ export class ContractServer {
 
   #pressSend({ link }: Json): Json {
     const intent = [...this.#intents.values()].find((one) => one.wa_link === link) ?? notFound();
+    const event = { event_id: `evt_${++this.#count}`, customer_reference: intent.customer_reference };
+    this.#events.unshift({ object: "event", id: event.event_id, type: "participant.joined", payload: event });
     this.change(intent.id as string, { status: "JOINED", joined_at: new Date().toISOString(), contact_id: "contact_1" });
     return { delivered: true };
   }
@@ -203,7 +205,7 @@ export class ContractServer {
     if (collection === "events" && method === "GET" && !action)
       return () => {
         this.#secretOnly(call);
-        if (!id) return this.#page(call, this.#events);
+        if (!id) return this.#page(call, this.#events.filter(({ type }) => type === (call.query.type ?? type)));
         return this.#events.find((event) => event.id === id) ?? notFound();
       };
     if (collection !== "projects" && collection !== "api-keys" && collection !== "channels") return undefined;
@@ -288,12 +290,6 @@ export class ContractServer {
     };
     this.#intents.set(id, intent);
     this.#secrets.set(id, clientSecret);
-    this.#events.unshift({
-      object: "event",
-      id: `evt_${this.#count}`,
-      type: "registration_intent.created",
-      created_at: intent.created_at,
-    });
     return Array.isArray(include) && include.includes("qr")
       ? { ...intent, qr: { size: 1, modules: "gA==", svg: "<svg/>" } }
       : intent;

@@ -26,7 +26,7 @@ export async function shownToSomeKeysOnly(wabery: Wabery) {
 export async function lists(wabery: Wabery) {
   for await (const { id } of wabery.registrationIntents.list({ status: "PENDING" })) equal<typeof id, string>(true);
   const page = await wabery.events.list();
-  for await (const event of page) equal<typeof event.created_at, string>(true);
+  for await (const event of page) if (event.type === "message.received") equal<typeof event.payload.from, string | null>(true);
   const { response, requestId } = await wabery.projects.get("proj_1").withResponse();
   equal<typeof response, Response>(true);
   equal<typeof requestId, string | null>(true);
