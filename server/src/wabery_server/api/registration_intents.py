@@ -44,7 +44,8 @@ async def create(call: Call) -> Answer:
         call.limit(service.per_publishable_key.take(caller.key.id))
         call.limit(service.per_ip.take(_network(call.ip)))
     call.limit(service.per_reference.take((caller.project.id, wanted.customer_reference, trust)))
-    mint = await _prepared(call, wanted, metadata, trust)
+    now = service.clock.now()
+    mint = await _prepared(call, wanted, metadata, trust, ids.new("reg", now), now)
     mint.key = key
     minted = await service.minting.submit(mint)
     return call.replayed(minted.answer) if minted.replayed else Answer(minted.answer.body)
@@ -53,6 +54,7 @@ async def create(call: Call) -> Answer:
 async def create_many(call: Call, tx: Tx) -> Answer:
     """Mints up to 1,000 intents, each by itself: an object or an error for every item."""
     caller, service = call.caller, call.service
+    now = call.once("now", service.clock.now)
     data: list[msgspec.Raw | dict[str, object]] = []
     mints: list[tuple[int, Mint]] = []
     for number, item in enumerate(call.decode(CreateMany).items):
@@ -64,7 +66,8 @@ async def create_many(call: Call, tx: Tx) -> Answer:
             )
             if not allowance:
                 raise errors.RateLimited("Too many requests (limit: customer_reference).")
-            mints.append((number, await _prepared(call, wanted, metadata, Trust.SERVER)))
+            intent_id = call.once(f"intent {number}", lambda: ids.new("reg", now))
+            mints.append((number, await _prepared(call, wanted, metadata, Trust.SERVER, intent_id, now)))
             data.append({})
         except errors.WaberyError as refusal:
             data.append(_item_error(refusal))
@@ -326,14 +329,15 @@ def _trust(call: Call) -> Trust:
     return Trust.UNVERIFIED
 
 
-async def _prepared(call: Call, wanted: Create, metadata: msgspec.Raw, trust: Trust) -> Mint:
+async def _prepared(
+    call: Call, wanted: Create, metadata: msgspec.Raw, trust: Trust, intent_id: str, now: datetime
+) -> Mint:
     """The intent to be written and the answer to its minter."""
     caller, service = call.caller, call.service
     channel = await service.directory.channel(caller.project, wanted.channel_id)
-    now = service.clock.now()
     intent = Intent(
         project_id=caller.project.id,
-        id=ids.new("reg", now),
+        id=intent_id,
         status=Status.PENDING,
         customer_reference=wanted.customer_reference,
         metadata=metadata,

@@ -12,7 +12,8 @@ import aiohttp
 
 from wabery_server import accounts, main
 from wabery_server.accounts import Project
-from wabery_server.cli import FAILED, load, run as run_loop
+from wabery_server.cli import FAILED, load
+from wabery_server.cli import run as run_loop
 from wabery_server.db import Database
 from wabery_server.settings import Settings
 from wabery_server.webhooks import UnsafeUrl, check_url, policy
