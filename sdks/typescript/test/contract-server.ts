@@ -205,7 +205,11 @@ export class ContractServer {
     if (collection === "events" && method === "GET" && !action)
       return () => {
         this.#secretOnly(call);
-        if (!id) return this.#page(call, this.#events.filter(({ type }) => type === (call.query.type ?? type)));
+        if (!id)
+          return this.#page(
+            call,
+            this.#events.filter(({ type }) => type === (call.query.type ?? type)),
+          );
         return this.#events.find((event) => event.id === id) ?? notFound();
       };
     if (collection !== "projects" && collection !== "api-keys" && collection !== "channels") return undefined;
