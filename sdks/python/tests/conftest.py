@@ -16,6 +16,9 @@ from small_server import SmallServer, running
 
 from wabery import AsyncWabery, Wabery
 from wabery._views import AsyncPage, AsyncPages
+from wabery.pytest_plugin import wabery_server
+
+__all__ = ["wabery_server"]  # a fixture by being here, also where the package's entry point is not installed
 
 CONFORMANCE = Path(__file__).parents[2] / "conformance"
 
