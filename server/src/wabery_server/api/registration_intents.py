@@ -256,7 +256,9 @@ async def _shown_to(call: Call, intent: Intent, view: View, include: frozenset[s
     now = service.clock.now()
     contact: Contact | None = None
     contact_id = intent.contact_id
-    if contact_id is not None and view is not View.ANONYMOUS and intent.status == Status.JOINED:
+    # Of a registration that was rejected, the app may know who had tried; a page may not.
+    open_to_view = intent.status == Status.JOINED if view is View.HOLDER else view is not View.ANONYMOUS
+    if contact_id is not None and open_to_view:
         contact = await service.database.run(lambda tx: contacts.find(tx, intent.project_id, contact_id))
     secrets: Shown | None = None
     if view in (View.HOLDER, View.OWNER):
