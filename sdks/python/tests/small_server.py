@@ -303,7 +303,9 @@ class SmallServer:
             "rejection_reason": None,
             "rejection_message": None,
         }
-        self.intents[intent["id"]] = intent
+        with self.changed:
+            self.intents[intent["id"]] = intent
+            self.changed.notify_all()
         qr = {"qr": {"svg": "<svg/>", "modules": []}} if "qr" in body.get("include", []) else {}
         return 200, {**intent, **qr}
 

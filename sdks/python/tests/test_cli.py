@@ -806,12 +806,23 @@ def test_the_servers_doctor_follows_ours(run: Run, plug: Any, monkeypatch: pytes
     plug(commands)
 
     client_only = run("doctor")
+    server_only = run("doctor --server")
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1/wabery")
     both = run("doctor")
+    monkeypatch.delenv("WABERY_API_KEY")
+    no_client = run("doctor --json")
 
-    assert (client_only.code, both.code) == (0, 1)
+    assert (client_only.code, server_only.code, both.code, no_client.code) == (0, 1, 1, 1)
     assert "server part" not in client_only.out
-    assert both.out.endswith("server part, json=False\n")
+    assert server_only.out == "server part, json=False\n"
+    assert both.out == f"{client_only.out}server part, json=False\n"
+    assert no_client.out == "server part, json=True\n"
+
+
+def test_no_server_has_no_doctor(run: Run, plug: Any) -> None:
+    plug(lambda app: None)
+
+    assert run("doctor --server").code == 2
 
 
 def test_quick_commands_load_little() -> None:

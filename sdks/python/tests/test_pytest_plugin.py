@@ -14,7 +14,7 @@ import pytest
 
 from wabery import pytest_plugin, webhooks
 from wabery.pytest_plugin import WaberyServer
-from wabery.webhooks import Event, MessageReceived, ParticipantJoined
+from wabery.webhooks import Event, MessageReceived, ParticipantJoined, RegistrationIntentEvent, SecurityEvent
 
 pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("wabery_server") is None, reason="wabery-server is missing"
@@ -94,6 +94,30 @@ def test_somebody_without_a_visible_number_joins_too(wabery_server: WaberyServer
     assert isinstance(joined, ParticipantJoined)
     assert joined.payload.from_ is None
     assert joined.payload.whatsapp.user_id == "DE.81200020000000000002"
+
+
+def test_a_link_that_somebody_else_sends_again_raises_an_alarm(wabery_server: WaberyServer, app: App) -> None:
+    intent = wabery_server.client.registration_intents.create(customer_reference=f"user_{uuid.uuid4().hex}")
+    wabery_server.press_send(intent.wa_link, persona="chidi")
+    app.next()
+
+    wabery_server.press_send(intent.wa_link, persona="stranger")
+    alarm = app.next()
+
+    assert isinstance(alarm, SecurityEvent)
+    assert alarm.event == "security.token_reuse"
+    assert alarm.payload.registration_intent_id == intent.id
+
+
+def test_a_cancelled_intent_is_told_as_rejected(wabery_server: WaberyServer, app: App) -> None:
+    intent = wabery_server.client.registration_intents.create(customer_reference=f"user_{uuid.uuid4().hex}")
+
+    wabery_server.client.registration_intents.cancel(intent.id)
+    rejected = app.next()
+
+    assert isinstance(rejected, RegistrationIntentEvent)
+    assert rejected.payload.registration_intent.rejection_reason == "canceled_by_app"
+    assert "attempt" not in rejected.payload
 
 
 def test_what_the_phone_cannot_send_is_an_error(wabery_server: WaberyServer) -> None:

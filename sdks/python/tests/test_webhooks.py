@@ -23,6 +23,10 @@ from wabery.webhooks import (
     MessageReceived,
     ParticipantIdentityChanged,
     ParticipantJoined,
+    ParticipantUnlinked,
+    RegistrationIntentEvent,
+    SecurityEvent,
+    WebhookEndpointEvent,
     sign_for_test,
     unwrap,
     verify,
@@ -79,7 +83,12 @@ def test_a_delivery_becomes_a_typed_event() -> None:
     ("name", "kind"),
     [
         ("message.received", MessageReceived),
+        ("participant.unlinked", ParticipantUnlinked),
         ("participant.identity_changed", ParticipantIdentityChanged),
+        ("registration_intent.rejected", RegistrationIntentEvent),
+        ("registration_intent.invented", RegistrationIntentEvent),
+        ("security.token_reuse", SecurityEvent),
+        ("webhook_endpoint.disabled", WebhookEndpointEvent),
         ("invented.tomorrow", Event),
     ],
 )
@@ -90,6 +99,19 @@ def test_events_are_told_apart_by_class(name: str, kind: type[Event]) -> None:
 
     assert type(event) is kind
     assert (event.event, event.id, event.sent_at) == (name, None, None)
+
+
+def test_an_intents_event_holds_the_intent() -> None:
+    intent = {"id": "reg_1", "status": "REJECTED", "created_at": "2026-06-27T00:00:00.000Z"}
+    payload = {"registration_intent": intent, "attempt": {"code": "rejected", "message_id": "msg_1"}}
+    body, headers = sign_for_test({"event": "registration_intent.rejected", "payload": payload}, SECRET)
+
+    event = unwrap(body, headers, SECRET)
+
+    assert isinstance(event, RegistrationIntentEvent)
+    assert event.payload.registration_intent.created_at == NOW
+    assert event.payload.registration_intent.final
+    assert event.payload.attempt.code == "rejected"
 
 
 def test_the_public_vectors() -> None:

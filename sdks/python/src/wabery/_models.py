@@ -157,6 +157,7 @@ class RegistrationIntent(Object, nested={"identity": Identity, "whatsapp": Whats
     expires_at: datetime
     joined_at: datetime | None
     wa_link: str
+    """Null once the intent's channel is gone."""
     token: str
     client_secret: str
     customer_reference: str
@@ -165,6 +166,10 @@ class RegistrationIntent(Object, nested={"identity": Identity, "whatsapp": Whats
     reference_trust: ReferenceTrust
     channel_id: str
     contact_id: str | None
+    message_id: str | None
+    already_linked: bool
+    opened_at: datetime | None
+    opened_via: str | None
     rejection_reason: str | None
     rejection_message: str | None
     confirmation_code: str

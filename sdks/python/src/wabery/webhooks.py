@@ -22,7 +22,7 @@ from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMappi
 from datetime import UTC, datetime, timedelta
 from typing import IO, Any, NamedTuple, Protocol, TypeAlias
 
-from wabery._models import Object, ReferenceTrust, WhatsAppIdentity
+from wabery._models import Object, ReferenceTrust, RegistrationIntent, WhatsAppIdentity
 from wabery.errors import WebhookFault, WebhookVerificationError
 
 TOLERANCE = timedelta(minutes=5)
@@ -111,13 +111,51 @@ class MessagePayload(PersonPayload):
     registration_intent_id: str | None
 
 
-class Event(Object, shown=("event",), nested={"payload": Payload}):
+class Attempt(Object, shown=("code",)):
+    """The message that carried the token: what became of it."""
+
+    __slots__ = ()
+    code: str
+    message_id: str
+
+
+class RegistrationIntentPayload(
+    Payload, nested={"registration_intent": RegistrationIntent, "attempt": Attempt}
+):
+    """Where a message brought it about, the fields of a person are there too: `"contact_id" in payload` asks."""
+
+    __slots__ = ()
+    registration_intent_id: str
+    customer_reference: str
+    contact_reference: str
+    registration_intent: RegistrationIntent
+    attempt: Attempt
+    """Only where a message brought it about."""
+
+
+class SecurityPayload(PersonPayload):
+    __slots__ = ()
+    registration_intent_id: str
+
+
+class WebhookEndpointPayload(Payload):
+    __slots__ = ()
+    endpoint_id: str
+    reason: str
+    since: str
+
+
+class Event(Object, shown=("event",)):
     """A verified delivery. Tell events apart with `isinstance`; one that this version does not know is a plain `Event`."""
 
     __slots__ = ()
 
     event: str
-    payload: Payload
+
+    @property
+    def payload(self) -> Payload:
+        """What happened, and to whom."""
+        return Payload(self._data["payload"])
 
     @property
     def id(self) -> str | None:
@@ -132,32 +170,74 @@ class Event(Object, shown=("event",), nested={"payload": Payload}):
         return moment if isinstance(moment, datetime) else None
 
 
-class ParticipantJoined(Event, nested={"payload": JoinedPayload}):
+class ParticipantJoined(Event):
     """A person pressed send: this WhatsApp account belongs to `payload.customer_reference`."""
 
     __slots__ = ()
-    payload: JoinedPayload
+
+    @property
+    def payload(self) -> JoinedPayload:
+        return JoinedPayload(self._data["payload"])
 
 
-class ParticipantUnlinked(Event, nested={"payload": UnlinkedPayload}):
+class ParticipantUnlinked(Event):
     """A link has ended; `payload.reason` says why."""
 
     __slots__ = ()
-    payload: UnlinkedPayload
+
+    @property
+    def payload(self) -> UnlinkedPayload:
+        return UnlinkedPayload(self._data["payload"])
 
 
-class ParticipantIdentityChanged(Event, nested={"payload": IdentityChangedPayload}):
+class ParticipantIdentityChanged(Event):
     """The same person under a new number or account."""
 
     __slots__ = ()
-    payload: IdentityChangedPayload
+
+    @property
+    def payload(self) -> IdentityChangedPayload:
+        return IdentityChangedPayload(self._data["payload"])
 
 
-class MessageReceived(Event, nested={"payload": MessagePayload}):
+class MessageReceived(Event):
     """An ordinary message, with the sender's `customer_reference` where they are linked."""
 
     __slots__ = ()
-    payload: MessagePayload
+
+    @property
+    def payload(self) -> MessagePayload:
+        return MessagePayload(self._data["payload"])
+
+
+class RegistrationIntentEvent(Event):
+    """`registration_intent.rejected`, `.expired` and their like: an intent as a secret key reads it."""
+
+    __slots__ = ()
+
+    @property
+    def payload(self) -> RegistrationIntentPayload:
+        return RegistrationIntentPayload(self._data["payload"])
+
+
+class SecurityEvent(Event):
+    """`security.token_reuse`, `security.declined`: somebody should look at this."""
+
+    __slots__ = ()
+
+    @property
+    def payload(self) -> SecurityPayload:
+        return SecurityPayload(self._data["payload"])
+
+
+class WebhookEndpointEvent(Event):
+    """`webhook_endpoint.disabled`, `webhook_endpoint.failing`: a receiver of yours needs help."""
+
+    __slots__ = ()
+
+    @property
+    def payload(self) -> WebhookEndpointPayload:
+        return WebhookEndpointPayload(self._data["payload"])
 
 
 _EVENTS: dict[str, type[Event]] = {
@@ -165,6 +245,11 @@ _EVENTS: dict[str, type[Event]] = {
     "participant.unlinked": ParticipantUnlinked,
     "participant.identity_changed": ParticipantIdentityChanged,
     "message.received": MessageReceived,
+}
+_FAMILIES: dict[str, type[Event]] = {
+    "registration_intent": RegistrationIntentEvent,
+    "security": SecurityEvent,
+    "webhook_endpoint": WebhookEndpointEvent,
 }
 
 
@@ -194,7 +279,8 @@ def unwrap(
         raise _refusal(
             "not_an_event", "The signature is right, but the body is not an event: {event, payload, sentAt}."
         )
-    return _EVENTS.get(content["event"], Event)(content)
+    name = content["event"]
+    return (_EVENTS.get(name) or _FAMILIES.get(name.partition(".")[0], Event))(content)
 
 
 def verify(

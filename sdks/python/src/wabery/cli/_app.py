@@ -94,6 +94,7 @@ def _mount_plugins(app: App) -> None:
             if os.environ.get("WABERY_LOG", "").lower() == "debug":
                 print(_trace(), file=sys.stderr)
     global server_doctor
+    server_doctor = None
     if "doctor" in app:
         server_doctor = app["doctor"].default_command
         del app["doctor"]

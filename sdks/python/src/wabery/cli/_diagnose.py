@@ -43,27 +43,44 @@ class Check:
     code: Exit = Exit.OK
 
 
-def doctor(*, output: Output = OUTPUT, access: Access = ACCESS) -> int:
-    """Check key, network, TLS, clock and server; with a server on this machine, the server's own checks too."""
-    terminal = Terminal(output)
+def doctor(*, server: Flag = False, output: Output = OUTPUT, access: Access = ACCESS) -> int:
+    """Check key, network, TLS, clock and server; with a server on this machine, the server's own checks too.
+
+    Parameters
+    ----------
+    server
+        Only the checks of the server installed on this machine.
+    """
+    if server and _app.server_doctor is None:
+        raise CommandError("No server is installed here.", "Install it with  pip install wabery-server")
+    settings = settings_of(access)
+    serves = server or (_app.server_doctor is not None and any(map(os.environ.get, _SERVER_VARIABLES)))
+    calls = not server and not (serves and settings.api_key is None)
+    codes = [_client_part(Terminal(output), settings)] if calls else []
+    codes += [_server_part(output.json)] if serves else []
+    return next((code for code in codes if code), Exit.OK)
+
+
+_SERVER_VARIABLES = ("DATABASE_URL", "WABERY_DATA_DIR", "WABERY_SECRET_KEY", "WABERY_CONFIG")
+"""Any of these: a server is run from here."""
+
+
+def _client_part(terminal: Terminal, settings: Settings) -> int:
     made = []
-    for check in _checks(settings_of(access)):
+    for check in _checks(settings):
         made.append(check)
-        if not output.json:
+        if not terminal.as_json:
             terminal.line(f"{check.state:<8} {check.name}: {check.found}")
             if check.hint:
                 terminal.line(f"{'':<8} {check.hint}")
-    if output.json:
-        shown = [{k: v for k, v in asdict(check).items() if k != "code"} for check in made]
+    if terminal.as_json:
+        shown = [{name: value for name, value in asdict(check).items() if name != "code"} for check in made]
         terminal.json({"part": "client", "checks": shown})
-    worst = next((check.code for check in made if check.state == "failed"), Exit.OK)
-    return worst or _server_part(output.json)
+    return next((check.code for check in made if check.state == "failed"), Exit.OK)
 
 
 def _server_part(as_json: bool) -> int:
-    here = os.environ.get("DATABASE_URL") or os.environ.get("WABERY_DATA_DIR")
-    if _app.server_doctor is None or not here:
-        return Exit.OK
+    assert _app.server_doctor is not None
     try:
         _app.server_doctor(json=as_json)
     except SystemExit as end:
