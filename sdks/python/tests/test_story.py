@@ -8,6 +8,7 @@ import sys
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -118,6 +119,26 @@ def test_cancelling_comes_too_late_for_a_joined_one(client: Wabery, world: World
         client.registration_intents.cancel(intent.id)
 
     assert raised.value.code == "already_joined"
+
+
+def test_a_pending_intent_can_live_longer(client: Wabery, somebody: str) -> None:
+    intent = client.registration_intents.create(customer_reference=somebody, expires_in=60)
+
+    extended = client.registration_intents.extend(intent.id, expires_in=7200)
+
+    assert extended.expires_at - intent.expires_at > timedelta(hours=1)
+
+
+def test_what_happened_can_be_read_again(client: Wabery, world: World, somebody: str) -> None:
+    intent = client.registration_intents.create(customer_reference=somebody)
+    world.press_send(intent.wa_link)
+    client.registration_intents.wait(intent.id, timeout=20)
+
+    newest = client.events.list(type="participant.joined").data[0]
+    event = client.events.get(newest.id)
+
+    assert event.type == "participant.joined"
+    assert event["payload"]["customer_reference"] == somebody
 
 
 def test_the_same_idempotency_key_gives_the_same_intent(client: Wabery, somebody: str) -> None:
