@@ -10,7 +10,7 @@ import inspect
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple, get_origin
+from typing import NamedTuple, get_args, get_origin
 
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
@@ -182,6 +182,11 @@ _QUERY: Mapping[str, tuple[Json, str]] = {
     ),
     "contact_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this contact."),
     "channel_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this channel."),
+    "registration_intent_id": (
+        {"type": "string", "minLength": 1, "maxLength": 255},
+        "Only those of this registration intent.",
+    ),
+    "type": ({"type": "string", "enum": [*EventType]}, "Only those of this type."),
     "created_after": ({"type": "string", "format": "date-time"}, "Created then or later."),
     "created_before": ({"type": "string", "format": "date-time"}, "Created before."),
 }
@@ -232,7 +237,7 @@ def _document(operations: Sequence[Operation]) -> Json:
         {
             kind
             for operation in operations
-            for kind in (operation.takes, *members(operation.gives))
+            for kind in (_taken(operation), *_given(operation))
             if kind is not None
         }
         | set(PAYLOADS.values())
@@ -399,20 +404,30 @@ _EXAMPLES: Mapping[object, Mapping[str, object]] = {
 }
 
 
+def _taken(operation: Operation) -> object:
+    """The type of the body, unless it is described otherwise."""
+    return None if _MORE.get(operation.handler, More()).body else operation.takes
+
+
+def _given(operation: Operation) -> tuple[object, ...]:
+    """The types of an answer: one of them, or some of them in a list."""
+    gives = operation.gives
+    return members(get_args(gives)[0] if get_origin(gives) in (list, tuple) else gives)
+
+
 def _answer_schema(operation: Operation, types: Schemas) -> Json:
-    """`list[X]` is a page of X; `A | B` depends on who asks."""
+    """`A | B` depends on who asks; `list[A]` is a page, and `tuple[A | B, ...]` has one for every item asked for."""
     gives = operation.gives
     assert gives is not None, f"routes.py does not say what {operation.method} {operation.path} gives"
+    choices = [types.schema(kind) for kind in _given(operation)]
+    one: Json = choices[0] if len(choices) == 1 else {"anyOf": choices}
+    if get_origin(gives) not in (list, tuple):
+        return one
+    answer: Json = {"object": {"enum": ["list"]}, "data": {"type": "array", "items": one}}
     if get_origin(gives) is list:
-        page: Json = {
-            "object": {"enum": ["list"]},
-            "data": types.schema(gives),
-            "has_more": {"type": "boolean"},
-            "next_cursor": {"type": ["string", "null"], "description": "Null on the last page."},
-        }
-        return {"type": "object", "properties": page, "required": list(page)}
-    choices = [types.schema(kind) for kind in members(gives)]
-    return choices[0] if len(choices) == 1 else {"anyOf": choices}
+        answer["has_more"] = {"type": "boolean"}
+        answer["next_cursor"] = {"type": ["string", "null"], "description": "Null on the last page."}
+    return {"type": "object", "properties": answer, "required": list(answer)}
 
 
 def _refused(operation: Operation) -> Json:

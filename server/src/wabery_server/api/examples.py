@@ -100,6 +100,8 @@ _PENDING: RegistrationIntent = {
     "rejection_message": None,
     "already_linked": False,
     "message_id": None,
+    "opened_at": None,
+    "opened_via": None,
     "identity": None,
 }
 

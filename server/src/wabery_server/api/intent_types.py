@@ -8,6 +8,7 @@ from msgspec import UNSET, Meta, Struct, UnsetType
 from wabery_server.intents import Phase, RejectionReason, Status, Trust
 
 ExpiresIn = Annotated[int, Meta(ge=60, le=604_800)]
+Via = Literal["link", "qr", "copy", "other_device", "none"]
 
 
 class Create(Struct, forbid_unknown_fields=True):
@@ -114,6 +115,10 @@ class RegistrationIntent(_Whole):
     """Whether the same person had been linked to the same reference before."""
     message_id: str | None
     """The message that ended it."""
+    opened_at: str | None
+    """When the person first went on from the page, where the page tells."""
+    opened_via: Via | None
+    """How they did it last."""
     identity: MaskedIdentity | None
     whatsapp: NotRequired[WhatsAppIdentity | None]
     """With the scope `contacts:identity`."""
@@ -142,13 +147,6 @@ class ItemError(TypedDict):
     hint: NotRequired[str]
 
 
-class MintedMany(TypedDict):
-    """An object or an error for each item, in the order of the request."""
-
-    object: Literal["list"]
-    data: list[MintedRegistrationIntent | ItemError]
-
-
 class Extend(Struct, forbid_unknown_fields=True):
     """What an extension takes."""
 
@@ -159,5 +157,5 @@ class Extend(Struct, forbid_unknown_fields=True):
 class Opened(Struct, forbid_unknown_fields=True):
     """How the person went on from the page."""
 
-    via: Literal["link", "qr", "copy", "other_device", "none"]
+    via: Via
     """`none`: they said that they do not have WhatsApp."""

@@ -12,15 +12,16 @@ from wabery_server.accounts import (
     PublicProject,
     Scope,
 )
-from wabery_server.api import api_keys, channels, document, error_pages, health, inbound, projects
+from wabery_server.api import api_keys, channels, document, error_pages, events, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import Operation
+from wabery_server.api.events import EventObject
 from wabery_server.api.intent_types import (
     BrowserRegistrationIntent,
     Create,
     CreateMany,
     Extend,
-    MintedMany,
+    ItemError,
     MintedRegistrationIntent,
     Opened,
     RegistrationIntent,
@@ -30,11 +31,13 @@ _INTENTS = "/v1/registration-intents"
 _PROJECTS = "/v1/projects"
 _KEYS = "/v1/api-keys"
 _CHANNELS = "/v1/channels"
+_EVENTS = "/v1/events"
 _INBOUND_BYTES = 4 * 1024 * 1024
 _BULK_BYTES = 2 * 1024 * 1024
 _PAGE = ("limit", "cursor")
 _FILTERS = ("status", "customer_reference", "contact_id", "channel_id", "created_after", "created_before")
 _SEEN = RegistrationIntent | BrowserRegistrationIntent
+_MINTED = tuple[MintedRegistrationIntent | ItemError, ...]
 
 # fmt: off
 OPERATIONS: list[Operation] = [
@@ -49,7 +52,7 @@ OPERATIONS: list[Operation] = [
     Operation("GET", _INTENTS, intents.listed, "List registration intents", Scope.REGISTRATIONS_READ,
               query=(*_PAGE, *_FILTERS), gives=list[RegistrationIntent]),
     Operation("POST", _INTENTS + "/bulk", intents.create_many, "Create up to 1,000 registration intents",
-              Scope.REGISTRATIONS_CREATE, writes=True, max_body=_BULK_BYTES, takes=CreateMany, gives=MintedMany),
+              Scope.REGISTRATIONS_CREATE, writes=True, max_body=_BULK_BYTES, takes=CreateMany, gives=_MINTED),
     Operation("GET", _INTENTS + "/{id}/events", intents.stream, "Follow a registration intent",
               Scope.REGISTRATIONS_READ, publishable=True, gives=_SEEN),
     Operation("POST", _INTENTS + "/{id}/extend", intents.extend, "Keep a registration intent open longer",
@@ -90,6 +93,10 @@ OPERATIONS: list[Operation] = [
               takes=ChannelChanges, gives=PublicChannel),
     Operation("DELETE", _CHANNELS + "/{id}", channels.delete, "Delete a channel", Scope.CHANNELS_WRITE, writes=True,
               gives=PublicChannel),
+
+    Operation("GET", _EVENTS, events.listed, "List events", Scope.EVENTS_READ, gives=list[EventObject],
+              query=(*_PAGE, "type", "contact_id", "registration_intent_id", "created_after", "created_before")),
+    Operation("GET", _EVENTS + "/{id}", events.get, "Get an event", Scope.EVENTS_READ, gives=EventObject),
 
     Operation("GET", "/v1/openapi.json", document.openapi, "Get this document", open=True, gives=dict[str, object]),
     Operation("GET", "/errors/{code}", error_pages.show, "Explain an error code", open=True),

@@ -22,6 +22,7 @@ from wabery_server.accounts import (
     PublicProject,
 )
 from wabery_server.api.docstrings import explanations
+from wabery_server.api.events import EventObject
 from wabery_server.api.intent_types import Create
 
 Json: TypeAlias = dict[str, object]
@@ -30,6 +31,7 @@ REFERENCE = "#/components/schemas/{name}"
 
 _NAMES: Mapping[type, str] = {
     Create: "RegistrationIntentDraft",
+    EventObject: "Event",
     PublicChannel: "Channel",
     PublicKey: "ApiKey",
     PublicProject: "Project",
