@@ -2,11 +2,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := server/src sdks/python/src server/tests sdks/python/tests tests bench
+SOURCES := server/src sdks/python/src server/tests sdks/python/tests tests bench docs
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check fix bench openapi lock clean
+.PHONY: help dev demo test check fix bench openapi docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -20,13 +20,14 @@ demo: .venv/installed ## the whole story, headless: mint, send, join, signed web
 test: check ## every check, then every test
 	@$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
 
-check: .venv/installed ## formatting, lint, types, import rule, migrations, openapi.json
+check: .venv/installed ## formatting, lint, types, import rule, migrations, openapi.json, docs/reference
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports
 	@$(BIN)/squawk server/src/wabery_server/db/migrations/*.sql
 	@$(BIN)/wabery openapi --check openapi.json
+	@$(BIN)/python docs/generate.py --check
 
 fix: .venv/installed ## format the code and mend what the linter can mend
 	@$(BIN)/ruff check --fix $(SOURCES)
@@ -37,6 +38,9 @@ bench: .venv/installed ## measure, beside the limit on the same PostgreSQL; writ
 
 openapi: .venv/installed ## write openapi.json from the routes table
 	@$(BIN)/wabery openapi > openapi.json
+
+docs: .venv/installed ## write docs/reference from the code
+	@$(BIN)/python docs/generate.py
 
 lock: .venv/installed ## resolve the requirement files anew, with hashes
 	@cd requirements && for f in dev server; do \

@@ -1,0 +1,302 @@
+"""Writes docs/reference from the code: errors, events, settings, the API. `make docs` runs it; a test tells when it is stale.
+
+python docs/generate.py            write the pages
+python docs/generate.py --check    write nothing; exit with 1 when a page is stale
+"""
+
+import enum
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import fields
+from datetime import timedelta
+from inspect import getdoc
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+from wabery_server import errors, webhooks
+from wabery_server.accounts import Scope
+from wabery_server.api import document, examples
+from wabery_server.api.app import VERSION, Operation
+from wabery_server.api.docstrings import explanations
+from wabery_server.api.routes import OPERATIONS
+from wabery_server.intents import Attempt, Phase, RejectionReason, Status, Trust
+from wabery_server.outbox import OPT_IN, EventType
+from wabery_server.settings import Network, Settings
+from wabery_server.webhooks.schedule import DELAYS
+
+REFERENCE = Path(__file__).parent / "reference"
+_MADE = "<!-- Made by docs/generate.py from {source}: change it there and run `make docs`. -->"
+
+
+def pages() -> dict[str, str]:
+    """The text of every page, by file name."""
+    return {name: "\n".join(lines()).rstrip() + "\n" for name, lines in _PAGES.items()}
+
+
+def _api() -> Iterator[str]:
+    yield "# The HTTP API"
+    yield ""
+    yield _MADE.format(source="api/routes.py")
+    yield ""
+    yield f"Version {VERSION}. This page is the overview; `openapi.json` (also at `GET /v1/openapi.json`) has every field."
+    yield ""
+    yield "## Calls"
+    yield ""
+    yield from _table(
+        ("Call", "Does", "For"),
+        ((f"`{one.method} {one.path}`", one.summary, document.may_call(one)) for one in OPERATIONS),
+    )
+    yield ""
+    yield "Send a secret key as `Authorization: Bearer wab_live_…` (or `wab_test_…`) from a server, a publishable key as"
+    yield "`x-wabery-publishable-key: wab_pub_…` from anywhere. What a browser may do to one intent it proves with"
+    yield "`x-wabery-client-secret`, the `client_secret` of the mint answer."
+    yield ""
+    yield "## Scopes"
+    yield ""
+    yield from _members(Scope)
+    yield ""
+    yield "`read_only` and `full` stand for several of them. Some belong to calls that this build does not serve yet."
+    yield ""
+    yield "## Rules"
+    yield ""
+    yield from _RULES
+    yield ""
+    yield "## Registration intents"
+    yield ""
+    for name, about in (("status", Status), ("phase", Phase), ("reference_trust", Trust)):
+        yield f"### `{name}`"
+        yield ""
+        yield from _members(about)
+        yield ""
+    yield "### `rejection_reason`"
+    yield ""
+    yield from _table(
+        ("`rejection_reason`", "`rejection_message`", "A publishable key sees"),
+        ((f"`{one.value}`", one.message, f"`{one.coarse}`") for one in RejectionReason),
+    )
+    yield ""
+    yield "### What becomes of a message with a token"
+    yield ""
+    yield from _members(Attempt)
+
+
+_RULES = """\
+- Bodies are JSON in UTF-8, sent as `application/json`. Unknown fields and unknown query parameters are refused by name.
+- Answers may gain fields, and lists of values may grow.
+- Times are ISO 8601, UTC, with milliseconds and `Z`. Ids are a prefix and 26 characters; treat them as opaque.
+- Lists are newest first: `limit` from 1 to 100 (10), then `cursor` with the `next_cursor` of the page before.
+- Every write takes an `Idempotency-Key`. The same request with the same key is answered as before for 24 hours, with
+  `Idempotency-Replayed: true`; another request with it is refused. A refusal is not kept: correct it and send it again.
+- Every answer has `Wabery-Request-Id`, and `Wabery-Version` where this build serves the path.
+- `RateLimit-Policy` and `RateLimit` tell a limit and what is left of it; `Retry-After` comes with every 429 and 503.
+- `GET /v1/registration-intents/{id}` has an `ETag`, and with `?wait=25` answers when something changes.
+- An intent past `expires_at` reads `EXPIRED` with phase `grace` for five minutes: a message that was sent in time may
+  still arrive and join. Only `EXPIRED` without that phase is final.""".splitlines()
+
+
+def _errors() -> Iterator[str]:
+    yield "# Errors"
+    yield ""
+    yield _MADE.format(source="errors.py")
+    yield ""
+    yield "Every refusal has the same body. The code in `error` is stable, the list of codes is closed; the sentences are not."
+    yield ""
+    yield from _json(examples.error(errors.MissingApiKey))
+    yield ""
+    yield "`param` names the field, parameter or header at fault, where there is one. The `hint` says what to do. The"
+    yield "`request_id` is in the server's log."
+    catalogue = errors.catalogue()
+    for code in dict.fromkeys(refusal.code for refusal in catalogue):
+        same = [refusal for refusal in catalogue if refusal.code == code]
+        yield ""
+        yield f"## `{code}`"
+        for refusal in same:
+            yield ""
+            yield f"**{refusal.status}** · {_oneline(getdoc(refusal))}"
+            yield ""
+            yield f"> {refusal.message}"
+            if refusal.hint is not None:
+                yield ""
+                yield f"What to do: {refusal.hint}"
+            yield ""
+            yield f"From {_who_answers(refusal)}."
+
+
+def _who_answers(refusal: type[errors.WaberyError]) -> str:
+    if refusal in document.OUTSIDE:
+        return (
+            "every path of `wabery dev`"
+            if refusal is errors.ForeignHost
+            else "what this build does not serve"
+        )
+    left = [operation for operation in OPERATIONS if refusal in document.refusals(operation)]
+    said = []
+    for name, belongs in _GROUPS.items():
+        group = [operation for operation in OPERATIONS if belongs(operation)]
+        if all(operation in left for operation in group):
+            said.append(name)
+            left = [operation for operation in left if operation not in group]
+    return ", ".join([*said, *(f"`{operation.method} {operation.path}`" for operation in left)])
+
+
+_GROUPS: dict[str, Callable[[Operation], bool]] = {
+    "every call": lambda _operation: True,
+    "every call with a key": lambda operation: not operation.open,
+    "every write": lambda operation: not operation.open and operation.method != "GET",
+    "every call with a body": lambda operation: operation.takes is not None,
+    "every call for one object": lambda operation: "{" in operation.path,
+    "every list": lambda operation: "cursor" in operation.query,
+    "every call that takes a publishable key": lambda operation: operation.publishable,
+    "every call that takes a client secret": lambda operation: (
+        operation.publishable and "{" in operation.path
+    ),
+}
+"""Widest first."""
+
+
+def _events() -> Iterator[str]:
+    yield "# Events"
+    yield ""
+    yield _MADE.format(source="outbox.py, api/event_types.py and api/examples.py")
+    yield ""
+    yield "An event is written in the transaction of the change it announces, and posted to the project's `webhook_url`."
+    yield "It may come twice and out of order: handle each `webhook-id` (the payload's `event_id`) once."
+    yield ""
+    body = json.dumps(examples.delivery(EventType.PARTICIPANT_JOINED), separators=(",", ":")).encode()
+    yield "| Header | Holds |"
+    yield "|-|-|"
+    for name, what, _ in document.SIGNATURES:
+        yield f"| `{name}` | {what} |"
+    yield ""
+    yield f"The example of `participant.joined` below, as compact JSON, is signed with `{examples.SECRET}` like this:"
+    yield ""
+    yield "```http"
+    for name, value in examples.delivery_headers(body).items():
+        yield f"{name}: {value}"
+    yield "```"
+    yield ""
+    yield f"Anything but a 2xx within 15 seconds is tried again, {webhooks.ATTEMPTS} attempts in all, the next ones"
+    yield f"{', '.join(map(_duration, DELAYS))} after the one before,"
+    yield "or up to a fifth later. `Retry-After` of a 429 or 503 makes it later still. A 410 stops the endpoint until"
+    yield "`webhook_url` is set again. What is due for a stopped endpoint is held, not lost; no call sends it again yet."
+    about = explanations(EventType)
+    for event in EventType:
+        yield ""
+        yield f"## `{event.value}`"
+        yield ""
+        yield about[event.name]
+        if event in OPT_IN:
+            yield ""
+            yield "No call sets an endpoint's list of events yet, so nobody receives it so far."
+        yield ""
+        yield from _json(examples.delivery(event))
+
+
+def _settings() -> Iterator[str]:
+    yield "# Settings"
+    yield ""
+    yield _MADE.format(source="settings.py")
+    yield ""
+    yield "A setting is read from the environment, else from the TOML file that `WABERY_CONFIG` names (there under its name in"
+    yield "lower case and without `WABERY_`), else it has its default. `<NAME>_FILE` names a file that holds the value, for"
+    yield "secrets. Lists are separated by commas. A `WABERY_` variable that is no setting stops the server with one line."
+    about, hints = explanations(Settings), get_type_hints(Settings)
+    for field in fields(Settings):
+        yield ""
+        yield f"## `WABERY_{field.name.upper()}`"
+        yield ""
+        yield f"{_kind(hints[field.name])}; default: {_default(field.default)}."
+        yield ""
+        yield about[field.name]
+
+
+def _kind(hint: object) -> str:
+    kinds = [one for one in get_args(hint) if one is not type(None)]
+    return _KINDS[kinds[0] if type(None) in get_args(hint) else hint]
+
+
+_KINDS: dict[object, str] = {
+    str: "Text",
+    int: "Whole number",
+    bool: "`true` or `false`",
+    Path: "Path",
+    timedelta: "Seconds",
+    tuple[int, ...]: "List of whole numbers",
+    tuple[Network, ...]: "List of networks, such as `10.0.0.0/8`",
+}
+
+
+def _default(value: object) -> str:
+    match value:
+        case None:
+            return "not set"
+        case ():
+            return "empty"
+        case bool():
+            return f"`{str(value).lower()}`"
+        case timedelta():
+            return f"`{value.total_seconds():g}`"
+        case _:
+            return f"`{value}`"
+
+
+def _members(of: type[enum.Enum]) -> Iterator[str]:
+    about = explanations(of)
+    for member in of:
+        yield f"- `{member.value}`: {_oneline(about[member.name])}"
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
+    names = list(head)
+    yield f"| {' | '.join(names)} |"
+    yield f"|{'-|' * len(names)}"
+    for row in rows:
+        yield f"| {' | '.join(row)} |"
+
+
+def _json(value: object) -> Iterator[str]:
+    yield "```json"
+    yield json.dumps(value, indent=2, ensure_ascii=False)
+    yield "```"
+
+
+def _duration(of: timedelta) -> str:
+    seconds = int(of.total_seconds())
+    for size, unit in ((3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {unit}"
+    return f"{seconds} s"
+
+
+def _oneline(text: str | None) -> str:
+    return " ".join((text or "").split())
+
+
+_PAGES: dict[str, Callable[[], Iterator[str]]] = {
+    "api.md": _api,
+    "errors.md": _errors,
+    "events.md": _events,
+    "settings.md": _settings,
+}
+
+
+def main() -> int:
+    """Writes or checks; returns an exit code."""
+    stale = [
+        name
+        for name, text in pages().items()
+        if not (REFERENCE / name).exists() or (REFERENCE / name).read_text() != text
+    ]
+    if "--check" in sys.argv[1:]:
+        for name in stale:
+            print(f"docs/reference/{name} is stale: run `make docs`.", file=sys.stderr)
+        return 1 if stale else 0
+    REFERENCE.mkdir(exist_ok=True)
+    for name, text in pages().items():
+        (REFERENCE / name).write_text(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
