@@ -323,24 +323,6 @@ async def test_a_key_is_revoked_once(database: Counted, acme: Project) -> None:
     assert [entry.action for entry in trail].count("api_key.revoked") == 1
 
 
-async def test_only_what_has_ended_is_said_to_have_ended(
-    database: Counted, keyring: Keyring, acme: Project, globex: Project
-) -> None:
-    gone, there = await keyed(database, acme), await keyed(database, acme)
-    channel = await connected(database, keyring, acme, "1001")
-    await database.run(lambda tx: accounts.revoke_key(tx, acme.id, gone.key.id, actor=ME, at=AT))
-    await database.run(lambda tx: accounts.delete_channel(tx, acme.id, channel.id, actor=ME, at=AT))
-
-    keys = [(acme.id, gone.key.id), (acme.id, there.key.id), (globex.id, gone.key.id)]
-    channels = [(acme.id, channel.id), (globex.id, channel.id)]
-
-    assert await database.run(lambda tx: accounts.ended_keys(tx, keys)) == {gone.key.id}
-    assert await database.run(lambda tx: accounts.ended_channels(tx, channels)) == {channel.id}
-    assert await database.run(lambda tx: accounts.ended_keys(tx, keys[2:])) == set()
-    assert await database.run(lambda tx: accounts.ended_channels(tx, channels[1:])) == set()
-    assert await database.run(lambda tx: accounts.ended_keys(tx, [])) == set()
-
-
 # Callers
 
 

@@ -564,13 +564,13 @@ async def test_hot_statements_keep_to_their_indexes(
         lambda tx: plan(
             tx,
             outbox.sql.settle,
-            [one.project.id] * 256,
-            [it.id for it in claimed],
-            [it.lease for it in claimed],
-            ["delivered"] * 256,
-            [1] * 256,
-            [None] * 256,
-            [now] * 256,
+            one.project.id,
+            claimed[0].id,
+            claimed[0].lease,
+            "delivered",
+            1,
+            None,
+            now,
         )
     )
 

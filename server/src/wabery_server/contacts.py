@@ -14,7 +14,7 @@ import msgspec
 from msgspec import Struct
 
 from wabery_server import ids
-from wabery_server.db import Conflict, Row, Tx, columns, queries
+from wabery_server.db import Conflict, Row, Taken, Tx, queries
 
 sql = queries.beside(__file__)
 
@@ -64,6 +64,8 @@ class Contact(Struct, kw_only=True):
     bsuid: str | None = None
     parent_bsuid: str | None = None
     phone: str | None = None
+    fresh: bool = False
+    """Met for the first time in this transaction."""
     bsuids: dict[str, str] = msgspec.field(default_factory=dict)
     """By scope."""
 
@@ -162,7 +164,7 @@ async def meet(tx: Tx, senders: Sequence[Sender], at: datetime) -> list[Met]:
        inherits nothing. It moves to the sender's own contact.
     3. What the message adds (a BSUID to a phone, a new name) is kept; the webhook that pairs them is signed.
 
-    The senders of one call must not share an identifier. Locks the contacts it finds, in the order of their ids.
+    The senders of one call must not share an identifier, but may turn out to be one person. Locks the contacts it finds, in the order of their ids.
     """
     wanted = [
         (sender.project_id, *found)
@@ -197,25 +199,26 @@ async def meet(tx: Tx, senders: Sequence[Sender], at: datetime) -> list[Met]:
         sql.rename, [(c.project_id, c.id, c.username, c.profile_name, c.country) for c in changed]
     )
     await tx.run_each(sql.supersede_identifier, superseded)
-    if len(await tx.rows_each(sql.insert_identifier, added)) != len(added):
-        raise Conflict("another process met one of these senders first")
+    try:
+        await tx.run_each(sql.insert_identifier, added)
+    except Taken as late:
+        raise Conflict("another process met one of these senders first") from late
     await _converse(tx, senders, met, {contact.id for contact in fresh}, at)
     return met
 
 
 async def find(tx: Tx, project_id: str, contact_id: str) -> Contact | None:
     """A contact with its current identifiers."""
-    rows = await tx.rows(sql.find, [project_id], [contact_id])
+    rows = await tx.rows(sql.find, project_id, contact_id)
     return _assembled(rows).get((project_id, contact_id))
 
 
 async def known(tx: Tx, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Acquaintance]:
     """Contacts by (project, id), each with their newest conversation."""
-    where = columns(wanted, 2)
-    newest = {
-        (row["project_id"], row["contact_id"]): row for row in await tx.rows(sql.newest_conversations, *where)
-    }
-    people = _assembled(await tx.rows(sql.find, *where))
+    where = sorted(wanted)
+    rows = await tx.rows_each(sql.newest_conversation, where)
+    newest = {(row["project_id"], row["contact_id"]): row for row in rows}
+    people = _assembled(await tx.rows_each(sql.find, where))
     return {
         key: Acquaintance(contact, row["id"] if row else None, row["channel_id"] if row else None)
         for key, contact in people.items()
@@ -227,28 +230,30 @@ async def active_links(
     tx: Tx, contacts: Iterable[tuple[str, str]], references: Iterable[tuple[str, str]]
 ) -> list[Link]:
     """The active links of these (project, contact) and these (project, reference), each once."""
-    rows = await tx.rows(sql.active_links, *columns(contacts, 2), *columns(references, 2))
+    rows = await tx.rows_each(sql.links_of_contact, sorted(contacts))
+    rows += await tx.rows_each(sql.links_of_reference, sorted(references))
     return list({row["id"]: _link(row) for row in rows}.values())
 
 
 async def link(tx: Tx, links: Sequence[Link]) -> None:
-    """Writes new active links. A reference linked meanwhile by another process is a unique violation: run again."""
-    await tx.run_each(
-        sql.insert_link,
-        [
-            (
-                new.project_id,
-                new.id,
-                new.contact_id,
-                new.customer_reference,
-                new.registration_intent_id,
-                new.reference_trust,
-                bytes(new.metadata).decode(),
-                new.created_at,
-            )
-            for new in links
-        ],
-    )
+    """Writes new active links. Raises Conflict when another process has linked a reference meanwhile."""
+    rows = [
+        (
+            new.project_id,
+            new.id,
+            new.contact_id,
+            new.customer_reference,
+            new.registration_intent_id,
+            new.reference_trust,
+            bytes(new.metadata).decode(),
+            new.created_at,
+        )
+        for new in links
+    ]
+    try:
+        await tx.run_each(sql.insert_link, rows)
+    except Taken as late:
+        raise Conflict("a reference was linked meanwhile") from late
 
 
 async def refresh(tx: Tx, links: Sequence[Link]) -> None:
@@ -281,13 +286,13 @@ async def _known(
     """Which contact holds each identifier, and those contacts."""
     if not wanted:
         return {}, {}
-    held = await tx.rows(sql.holders, *columns(wanted, 4))
+    held = await tx.rows_each(sql.holder, wanted)
     owners = {(row["project_id"], row["kind"], row["scope"], row["value"]): row["contact_id"] for row in held}
     holders = sorted({(row["project_id"], row["contact_id"]) for row in held})
     if not holders:
         return owners, {}
-    await tx.rows(sql.lock, *columns(holders, 2))
-    return owners, _assembled(await tx.rows(sql.find, *columns(holders, 2)))
+    await tx.run_each(sql.lock, holders)
+    return owners, _assembled(await tx.rows_each(sql.find, holders))
 
 
 def _recognised(
@@ -316,6 +321,7 @@ def _new(sender: Sender, at: datetime) -> Contact:
         username=identity.username,
         profile_name=identity.profile_name,
         country=identity.country,
+        fresh=True,
     )
 
 
@@ -339,13 +345,13 @@ async def _converse(
     old = [pair for pair in pairs if pair[1] not in fresh]
     known = {}
     if old:
-        rows = await tx.rows(sql.conversations, *columns(old, 3))
+        rows = await tx.rows_each(sql.conversation, old)
         known = {(row["project_id"], row["contact_id"], row["channel_id"]): row["id"] for row in rows}
     opened = []
     for pair, one in zip(pairs, met, strict=True):
         conversation = known.get(pair)
         if conversation is None:
-            conversation = ids.new("conv", at)
+            conversation = known[pair] = ids.new("conv", at)
             opened.append((pair[0], conversation, pair[2], pair[1], at))
         one.conversation_id = conversation
     if len(await tx.rows_each(sql.insert_conversation, opened)) != len(opened):

@@ -10,10 +10,11 @@ import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
+import asyncpg
 from msgspec import Struct
 
 from wabery_server import errors
-from wabery_server.db import Tx, columns, queries
+from wabery_server.db import Tx, queries
 from wabery_server.secrets import Keyring
 
 sql = queries.beside(__file__)
@@ -76,32 +77,13 @@ async def claim(
     2. Stored: the key answered this same request before; the caller makes no effect and replays it.
     3. errors.IdempotencyKeyReused: the key answered another request.
 
-    Another transaction that holds the key right now is waited for, up to the connection's lock timeout. The keys must
-    be distinct.
+    Another transaction that holds the key right now is waited for, up to the connection's lock timeout; then raises
+    errors.IdempotencyInProgress. The keys must be distinct.
     """
-    current = keyring.current
-    taken = {
-        (row["project_id"], row["api_key_id"], row["call"], row["key"])
-        for row in await tx.rows_each(
-            sql.insert,
-            [
-                (
-                    key.project_id,
-                    key.api_key_id,
-                    key.call,
-                    key.key,
-                    key.request_hash,
-                    stored.status,
-                    current.seal(stored.body, _purpose(key)),
-                    current.version,
-                    object_ids,
-                    at,
-                    at + keep,
-                )
-                for key, stored, object_ids in rows
-            ],
-        )
-    }
+    try:
+        taken = await _take(tx, rows, keyring, at, at + keep)
+    except asyncpg.LockNotAvailableError as failure:
+        raise errors.IdempotencyInProgress(retry_after=1) from failure
     seen_before = [key for key, _, _ in rows if key.identity not in taken]
     found = await find(tx, seen_before, keyring=keyring, at=at) if seen_before else {}
     results: list[Stored | errors.WaberyError | None] = []
@@ -114,13 +96,41 @@ async def claim(
     return results
 
 
+async def _take(
+    tx: Tx,
+    rows: Sequence[tuple[Key, Stored, tuple[str, ...]]],
+    keyring: Keyring,
+    at: datetime,
+    until: datetime,
+) -> set[tuple[str, str, str, str]]:
+    """Which of the keys were free, and are taken now."""
+    current = keyring.current
+    values = [
+        (
+            *key.identity,
+            key.request_hash,
+            stored.status,
+            current.seal(stored.body, _purpose(key)),
+            current.version,
+            object_ids,
+            at,
+            until,
+        )
+        for key, stored, object_ids in rows
+    ]
+    return {
+        (row["project_id"], row["api_key_id"], row["call"], row["key"])
+        for row in await tx.rows_each(sql.insert, values)
+    }
+
+
 async def find(
     tx: Tx, keys: Sequence[Key], *, keyring: Keyring, at: datetime
 ) -> dict[tuple[str, str, str, str], Stored | errors.WaberyError]:
     """What these keys answered before, by (project, API key, call, key); a key that is free is missing."""
     wanted = {key.identity: key for key in keys}
     found: dict[tuple[str, str, str, str], Stored | errors.WaberyError] = {}
-    for row in await tx.rows(sql.find, *columns(wanted, 4), at):
+    for row in await tx.rows_each(sql.find, [(*one, at) for one in wanted]):
         identity = (row["project_id"], row["api_key_id"], row["call"], row["key"])
         key = wanted[identity]
         if row["request_hash"] != key.request_hash:

@@ -12,11 +12,8 @@ returning project_id, api_key_id, call, key;
 
 -- name: find, hot
 select k.project_id, k.api_key_id, k.call, k.key, k.request_hash, k.status, k.answer, k.secret_version
-from unnest($1::text[], $2::text[], $3::text[], $4::text[]) as wanted (project_id, api_key_id, call, key)
-join idempotency_keys k
-  on k.project_id = wanted.project_id and k.api_key_id = wanted.api_key_id
- and k.call = wanted.call and k.key = wanted.key
-where k.expires_at > $5;
+from idempotency_keys k
+where k.project_id = $1 and k.api_key_id = $2 and k.call = $3 and k.key = $4 and k.expires_at > $5;
 
 -- name: any_project_expired
 -- Off the hot path: which projects have something to prune. One index probe a project.

@@ -8,17 +8,21 @@ import enum
 from collections.abc import Hashable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 
+import msgspec
 from msgspec import Struct
 
 from wabery_server import accounts, contacts, ids, intents, outbox
 from wabery_server.accounts import Channel, Project
 from wabery_server.clock import iso
 from wabery_server.contacts import Identity, Link, Met, Sender
-from wabery_server.db import Conflict, Tx, columns, queries
+from wabery_server.db import Conflict, Tx, queries
 from wabery_server.intents import Arrival, Attempt, Redeemed
 from wabery_server.outbox import Event, EventType
 
 sql = queries.beside(__file__)
+
+_decode = msgspec.json.Decoder().decode
+_encode = msgspec.json.Encoder().encode
 
 
 class Kind(enum.StrEnum):
@@ -100,6 +104,8 @@ class Outcome(enum.StrEnum):
     """A system message, an edit, an unreadable one: kept, nothing follows."""
     POSTPONED = "postponed"
     """Nothing was written: another message of the same call has to commit first. Call again with it."""
+    LOST = "lost"
+    """Not even its error could be stored; the log tells."""
 
 
 class Received(Struct, frozen=True):
@@ -118,14 +124,18 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
 
     1. A provider's message id that was seen before is a duplicate, whatever else it says.
     2. Intents are locked, contacts are met, tokens redeemed.
-    3. Everything is written: a message that another process stored meanwhile makes the whole call run again.
+    3. Of two messages that turn out to be one person's, though they name other identifiers, the second waits.
+    4. Everything is written: a message that another process stored meanwhile makes the whole call run again.
     """
     seen = await _seen(tx, items)
     fresh = [n for n, item in enumerate(items) if _place(item) not in seen]
     projects = await accounts.projects(tx, sorted({items[n].channel.project_id for n in fresh}))
-    attempts = [n for n in fresh if items[n].attempt]
-    openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in attempts])
+    tokens = [(items[n].channel.project_id, items[n].found) for n in fresh if items[n].attempt]
+    openings = await intents.lock(tx, tokens)
     people = await _meet(tx, items, fresh)
+    met_again = _met_again(people)
+    fresh = [n for n in fresh if n not in met_again]
+    attempts = [n for n in fresh if items[n].attempt]
     names = {n: ids.new("msg", items[n].received_at) for n in fresh}
     arrivals = [_arrival(items[n], names[n], people[n]) for n in attempts]
     redeemed = dict(
@@ -141,7 +151,9 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
     rows = [_columns(items[n], names[n], people.get(n), redeemed.get(n)) for n in kept]
     if len(await tx.rows_each(sql.insert, rows)) != len(rows):
         raise Conflict("another process received one of these messages first")
-    results = [Received(Outcome.DUPLICATE) for _ in items]
+    results = [
+        Received(Outcome.POSTPONED if n in met_again else Outcome.DUPLICATE) for n in range(len(items))
+    ]
     for n in fresh:
         if n not in redeemed:
             results[n] = Received(Outcome.PASSED_ON if n in passed else Outcome.STORED, names[n])
@@ -170,7 +182,7 @@ async def store_failed(tx: Tx, item: Inbound, error: str) -> Received:
 
 
 async def _seen(tx: Tx, items: Sequence[Inbound]) -> set[tuple[str, str, str]]:
-    rows = await tx.rows(sql.seen, *columns([_place(item) for item in items], 3))
+    rows = await tx.rows_each(sql.seen, [_place(item) for item in items])
     return {(row["project_id"], row["channel_id"], row["provider_message_id"]) for row in rows}
 
 
@@ -180,6 +192,13 @@ async def _meet(tx: Tx, items: Sequence[Inbound], numbers: Sequence[int]) -> dic
         return {}
     at = items[next(iter(senders))].received_at
     return dict(zip(senders, await contacts.meet(tx, list(senders.values()), at), strict=True))
+
+
+def _met_again(people: Mapping[int, Met]) -> set[int]:
+    first: dict[tuple[str, str], int] = {}
+    for n, met in people.items():
+        first.setdefault((met.contact.project_id, met.contact.id), n)
+    return set(people) - set(first.values())
 
 
 def _arrival(item: Inbound, message_id: str, met: Met) -> Arrival:
@@ -205,7 +224,7 @@ async def _pass_on(
 ) -> None:
     if not messages:
         return
-    people = {(met.contact.project_id, met.contact.id) for _, _, met in messages}
+    people = {(met.contact.project_id, met.contact.id) for _, _, met in messages if not met.contact.fresh}
     newest: dict[tuple[str, str], Link] = {}
     for link in sorted(await contacts.active_links(tx, people, ()), key=lambda link: link.id):
         newest[link.project_id, link.contact_id] = link
@@ -226,7 +245,7 @@ def _received(item: Inbound, message_id: str, met: Met, link: Link | None) -> Ev
         payload={
             **met.contact.person(met.conversation_id, item.channel.id),
             "agent_id": None,
-            "text": item.message.texts[0] if item.message.texts else None,
+            "text": _shown(item.message),
             "message_id": message_id,
             "contact_reference": reference,
             "customer_reference": reference,
@@ -250,7 +269,6 @@ def _columns(
     item: Inbound, message_id: str, met: Met | None, redeemed: Redeemed | None
 ) -> tuple[object, ...]:
     message = item.message
-    text = message.texts[0] if message.texts else None
     return (
         item.channel.project_id,
         message_id,
@@ -260,12 +278,35 @@ def _columns(
         message.type,
         met.contact.id if met else None,
         met.conversation_id if met else None,
-        intents.redact_tokens(text) if text and item.found.attempt else text,
+        _shown(message),
         message.forwarded,
         message.sent_at,
         item.received_at,
         redeemed.attempt if redeemed else None,
         redeemed.intent_id if redeemed else None,
         message.error,
-        None if message.kind == Kind.MESSAGE else message.raw.decode(),
+        None if message.kind == Kind.MESSAGE else _without_tokens(message.raw),
     )
+
+
+def _shown(message: Message) -> str | None:
+    """The text that is kept and passed on; the finder looks at its beginning only, this at all of it."""
+    return intents.redact_tokens(message.texts[0]) if message.texts else None
+
+
+def _without_tokens(raw: bytes) -> str:
+    """The provider's own JSON; a token in it that nobody could read is still good, so it is not kept."""
+    try:
+        return _encode(_redacted(_decode(raw))).decode()
+    except RecursionError:
+        return "{}"
+
+
+def _redacted(value: object) -> object:
+    if isinstance(value, str):
+        return intents.redact_tokens(value)
+    if isinstance(value, list):
+        return [_redacted(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _redacted(item) for key, item in value.items()}
+    return value

@@ -26,7 +26,7 @@ from msgspec import Struct
 from wabery_server import accounts, ids
 from wabery_server.accounts import Endpoint, Project
 from wabery_server.clock import iso
-from wabery_server.db import Row, Tx, columns, queries
+from wabery_server.db import Row, Tx, queries
 
 sql = queries.beside(__file__)
 
@@ -347,7 +347,7 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
         )
         for result in results
     ]
-    ours = {(row["project_id"], row["id"]) for row in await tx.rows(sql.settle, *columns(rows, 7))}
+    ours = {(row["project_id"], row["id"]) for row in await tx.rows_each(sql.settle, rows)}
     kept = [(result.claimed.queue.project_id, result.claimed.id) in ours for result in results]
     await tx.run_each(
         sql.insert_attempt,

@@ -40,11 +40,10 @@ order by due.due_at;
 
 -- name: settle, hot
 -- Only while the lease is ours: whoever claims the row after us moves due_at on, and whoever holds it removes it.
+-- `is not distinct from`, which no index serves: a batch shares one lease, and the primary key names the row.
 update deliveries d
-set state = s.state, attempts = d.attempts + s.charged, due_at = s.due_at, ended_at = s.ended_at
-from unnest($1::text[], $2::text[], $3::timestamptz[], $4::text[], $5::int[], $6::timestamptz[], $7::timestamptz[])
-    as s (project_id, id, lease, state, charged, due_at, ended_at)
-where d.project_id = s.project_id and d.id = s.id and d.due_at = s.lease
+set state = $4, attempts = d.attempts + $5, due_at = $6, ended_at = $7
+where d.project_id = $1 and d.id = $2 and d.due_at is not distinct from $3
 returning d.project_id, d.id;
 
 -- name: insert_attempt, hot

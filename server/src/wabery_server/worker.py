@@ -291,6 +291,8 @@ class Deliver(Loop):
         ):
             its = self._ready.popleft()
             its.ready = False
+            if not its.waiting:
+                continue  # it was emptied meanwhile
             delivery = its.waiting.popleft()
             self._waiting -= 1
             if its.has_more and not self._full(its):
@@ -381,8 +383,15 @@ class Deliver(Loop):
                 tx, endpoint.project_id, endpoint.id, "gone", event_id=event_id, at=at
             )
         )
+        if its := self._lines.get(Queue(endpoint.project_id, endpoint.id)):
+            self._empty(its)  # what is claimed anew is seen to be for a disabled endpoint
         if due:
             self._signals.tell("due")
+
+    def _empty(self, its: _Line) -> None:
+        while its.waiting:
+            self._give_back(its.waiting.popleft())
+            self._waiting -= 1
 
     def _give_back(self, delivery: Claimed) -> None:
         """Due again as it was, for whoever has room first."""
@@ -391,9 +400,8 @@ class Deliver(Loop):
             self._settling.enqueue(settled).add_done_callback(lambda done: done.exception())
 
     async def finish(self) -> None:
-        for its in list(self._lines.values()):
-            while its.waiting:
-                self._give_back(its.waiting.popleft())
+        for its in self._lines.values():
+            self._empty(its)
         if self._attempts:
             await asyncio.wait(self._attempts, timeout=FINISH_SECONDS)
         for attempt in self._attempts:

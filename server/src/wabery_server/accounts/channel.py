@@ -7,7 +7,6 @@ number nobody has: only the fake phone writes to it.
 
 import os
 import re
-from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -18,7 +17,7 @@ from wabery_server import errors, ids
 from wabery_server.accounts.fields import Digits, Name, Secret
 from wabery_server.accounts.trail import HIDDEN, audit
 from wabery_server.clock import iso
-from wabery_server.db import Tx, columns, queries
+from wabery_server.db import Tx, queries
 from wabery_server.secrets import Keyring, Subkeys
 
 sql = queries.beside(__file__)
@@ -273,11 +272,6 @@ async def delete_channel(tx: Tx, project_id: str, channel_id: str, *, actor: str
     if row is None:
         raise errors.NotFound
     return Channel(**row)
-
-
-async def ended_channels(tx: Tx, pairs: Sequence[tuple[str, str]]) -> set[str]:
-    """Which of these (project id, channel id) have been deleted."""
-    return {row["id"] for row in await tx.rows(sql.ended_channels, *columns(pairs, 2))} if pairs else set()
 
 
 _CREDENTIALS = ("app_secrets", "verify_token", "access_token")

@@ -41,9 +41,3 @@ update channels set deleted_at = $3, credentials = ''
 where project_id = $1 and id = $2 and deleted_at is null
 returning id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
     created_at, deleted_at;
-
--- name: ended_channels, hot
-select c.id
-from unnest($1::text[], $2::text[]) as wanted (project_id, id)
-join channels c on c.project_id = wanted.project_id and c.id = wanted.id
-where c.deleted_at is not null;

@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal, TypeAlias, TypedDict
 
@@ -20,7 +20,7 @@ from wabery_server.accounts.fields import Moment, Name
 from wabery_server.accounts.project import Project
 from wabery_server.accounts.trail import audit
 from wabery_server.clock import iso
-from wabery_server.db import Row, Tx, columns, queries
+from wabery_server.db import Row, Tx, queries
 
 sql = queries.beside(__file__)
 
@@ -279,11 +279,6 @@ async def revoke_key(tx: Tx, project_id: str, key_id: str, *, actor: str, at: da
     if revoked:
         await _audit(tx, key, "revoked", {}, actor, at)
     return key
-
-
-async def ended_keys(tx: Tx, pairs: Sequence[tuple[str, str]]) -> set[str]:
-    """Which of these (project id, key id) have been revoked."""
-    return {row["id"] for row in await tx.rows(sql.ended_keys, *columns(pairs, 2))} if pairs else set()
 
 
 def _expand(names: Iterable[str]) -> frozenset[str]:

@@ -36,9 +36,3 @@ where project_id = $1 and id = $2;
 update api_keys set revoked_at = $3
 where project_id = $1 and id = $2 and revoked_at is null
 returning id;
-
--- name: ended_keys, hot
-select k.id
-from unnest($1::text[], $2::text[]) as wanted (project_id, id)
-join api_keys k on k.project_id = wanted.project_id and k.id = wanted.id
-where k.revoked_at is not null;

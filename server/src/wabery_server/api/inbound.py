@@ -13,7 +13,7 @@ import msgspec
 from wabery_server import errors, inbox, intents, logs
 from wabery_server.accounts import Channel
 from wabery_server.api.call import Answer, Call
-from wabery_server.inbox import Inbound, Received
+from wabery_server.inbox import Inbound, Outcome, Received
 from wabery_server.intents import Attempt
 from wabery_server.whatsapp import PROVIDERS, Change, Unreadable
 
@@ -129,26 +129,34 @@ async def _channel_of(call: Call, change: Change, secret: bytes) -> Channel | No
 async def _keep(call: Call, items: Sequence[Inbound]) -> list[Received]:
     """Every message by itself: one that fails is stored with its error, and the others are not harmed.
 
-    Raises errors.Unavailable when nothing could be stored; the provider then sends the whole batch again.
+    Raises errors.Unavailable when the database did not take them all, and whatever went wrong when nothing at all could
+    be stored; the provider then sends the whole batch again.
     """
-    service = call.service
-    received = await asyncio.gather(*[service.receive_one(item) for item in items], return_exceptions=True)
-    kept: list[Received] = []
-    for item, one in zip(items, received, strict=True):
-        if isinstance(one, Received):
-            kept.append(one)
-            continue
-        if isinstance(one, errors.Unavailable) or not isinstance(one, Exception):
-            raise one
-        logs.log.error("inbound_failed", exc_info=one, extra={"facts": {"request_id": call.request_id}})
-        problem = type(one).__name__
-        kept.append(await service.database.run(lambda tx, i=item, p=problem: inbox.store_failed(tx, i, p)))  # type: ignore[misc]
-    joined = [one.intent_id for one in kept if one.intent_id]
-    if joined:
-        service.changed(joined)
+    results: list[Received | BaseException]
+    if len(items) == 1:  # by far the most; it needs no task of its own
+        results = [await _kept(call, items[0])]
+    else:
+        results = await asyncio.gather(*[_kept(call, item) for item in items], return_exceptions=True)
+    kept = [one for one in results if isinstance(one, Received)]
     if kept:
-        service.signals.tell("due")
-    return kept
+        call.service.changed([one.intent_id for one in kept if one.intent_id])
+        call.service.signals.tell("due")
+    for one in results:
+        if isinstance(one, BaseException) and (not kept or isinstance(one, errors.Unavailable)):
+            raise one
+    return [one if isinstance(one, Received) else Received(Outcome.LOST) for one in results]
+
+
+async def _kept(call: Call, item: Inbound) -> Received:
+    try:
+        return await call.service.receive_one(item)
+    except errors.Unavailable:
+        raise
+    except Exception as failure:  # noqa: BLE001  # one message's bug or bad luck is not the others'
+        facts = {"request_id": call.request_id, "channel_id": item.channel.id}
+        logs.log.exception("inbound_failed", extra={"facts": facts})
+        problem = type(failure).__name__
+        return await call.service.database.run(lambda tx: inbox.store_failed(tx, item, problem))
 
 
 def _sender_key(item: Inbound) -> Hashable:

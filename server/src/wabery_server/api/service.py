@@ -53,6 +53,7 @@ class Service:
             database,
             intents.find,
             lanes=settings.read_lanes,
+            reads=True,
             group=(lambda wanted: wanted[0]) if grouped else None,
         )
         self.receiving: Batcher[Inbound, Received] = Batcher(

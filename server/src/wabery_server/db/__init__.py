@@ -8,7 +8,7 @@ an outcome that a cut connection left unknown is made known by running it again.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -44,8 +44,21 @@ _REPEATABLE = (
 )
 
 
+Taken: TypeAlias = asyncpg.UniqueViolationError
+"""What was to be unique is there already."""
+
+
 class Conflict(Exception):
     """Somebody else wrote what this transaction had read: run it again."""
+
+
+CONTENTION = (
+    Conflict,
+    asyncpg.LockNotAvailableError,
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+)
+"""The cause of an errors.Unavailable that concerns some rows and not the database."""
 
 
 @dataclass
@@ -115,11 +128,19 @@ class Tx:
 Work: TypeAlias = Callable[[Tx], Awaitable[T]]
 
 
-class Lane:
-    """One connection that runs one transaction after another: the hot statements stay prepared on it."""
+_LANE = {"enable_seqscan": "off"}
+"""A lane's plans are kept for its life: one made while a table was empty must not scan it for ever."""
 
-    def __init__(self, source: Source) -> None:
+
+class Lane:
+    """One connection that runs one transaction after another: the hot statements stay prepared on it.
+
+    A lane that only `reads` saves itself the begin and the commit around each statement.
+    """
+
+    def __init__(self, source: Source, *, reads: bool = False) -> None:
         self._source = source
+        self._reads = reads
         self._connection: asyncpg.Connection[Row] | None = None
         self._turn = asyncio.Lock()
 
@@ -130,13 +151,14 @@ class Lane:
     async def _once(self, work: Work[T]) -> T:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
-                self._connection = await self._source.connect()
+                self._connection = await self._source.connect(**_LANE)
             try:
+                if self._reads:
+                    return await work(Tx(self._connection))
                 async with self._connection.transaction():
                     return await work(Tx(self._connection))
             except BaseException as failure:
-                if isinstance(failure, _LOST):
-                    self._connection.terminate()
+                _after(failure, self._connection)
                 raise
 
     async def close(self) -> None:
@@ -174,8 +196,8 @@ class Database:
             for lane in self._lanes:
                 stack.push_async_callback(lane.close)
 
-    def lane(self) -> Lane:
-        lane = Lane(self.source)
+    def lane(self, *, reads: bool = False) -> Lane:
+        lane = Lane(self.source, reads=reads)
         self._lanes.append(lane)
         return lane
 
@@ -190,8 +212,7 @@ class Database:
                 async with connection.transaction():
                     return await work(Tx(connection))
             except BaseException as failure:
-                if isinstance(failure, _LOST):
-                    connection.terminate()
+                _after(failure, connection)
                 raise
 
 
@@ -205,6 +226,15 @@ _LOST = (
 """After these a connection is never used again: its state, or its server's, is unknown."""
 
 
+def _after(failure: BaseException, connection: "asyncpg.Connection[Row]") -> None:
+    if isinstance(failure, _LOST):
+        connection.terminate()
+    if isinstance(failure, asyncpg.PostgresError):
+        failure.detail = (
+            None  # it quotes the row, and whoever logs the failure would log phone numbers and texts
+        )
+
+
 async def _until(deadline: timedelta, once: Callable[[], Awaitable[T]]) -> T:
     end = time.monotonic() + deadline.total_seconds()
     pause = 0.01
@@ -213,6 +243,8 @@ async def _until(deadline: timedelta, once: Callable[[], Awaitable[T]]) -> T:
             return await once()
         except asyncpg.DataError:
             raise  # an InterfaceError by inheritance, but a value of ours is wrong: repeating it changes nothing
+        except asyncpg.LockNotAvailableError as failure:
+            raise errors.Unavailable("Another request holds what this one needs.", retry_after=1) from failure
         except (*_REPEATABLE, Conflict) as failure:
             if time.monotonic() + pause > end:
                 raise errors.Unavailable(retry_after=1) from failure
@@ -229,9 +261,3 @@ async def _close_pool(pool: "asyncpg.Pool[Row]") -> None:
         await asyncio.wait_for(pool.close(), 5)
     except TimeoutError:
         pool.terminate()
-
-
-def columns(rows: Iterable[Sequence[object]], width: int) -> list[list[object]]:
-    """Rows turned into `width` arrays, for `unnest($1::text[], $2::text[])`."""
-    turned = [list(column) for column in zip(*rows, strict=True)]
-    return turned or [[] for _ in range(width)]

@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from wabery_server import errors
-from wabery_server.db import Database, Lane, Tx
+from wabery_server.db import CONTENTION, Database, Lane, Tx
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,7 +25,8 @@ class Batcher(Generic[Item, Result]):
     `flush(tx, items)` returns one result per item, in order; an exception in the list goes to that item's caller
     alone, while the others commit. When the transaction itself fails, its items are run one by one, so that a row the
     database refuses harms nobody else. `keys(item)` names what a batch may hold only once; a second item with a key of
-    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus).
+    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus). `reads`: the flush is one statement that
+    writes nothing, and needs no transaction.
     """
 
     def __init__(
@@ -34,6 +35,7 @@ class Batcher(Generic[Item, Result]):
         flush: Callable[[Tx, list[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         lanes: int = 1,
+        reads: bool = False,
         keys: Callable[[Item], Iterable[Hashable]] | None = None,
         group: Callable[[Item], Hashable] | None = None,
         max_batch: int = MAX_BATCH,
@@ -44,7 +46,7 @@ class Batcher(Generic[Item, Result]):
         self._group = group
         self._max_batch = max_batch
         self._max_queue = max_queue
-        self._idle = [database.lane() for _ in range(lanes)]
+        self._idle = [database.lane(reads=reads) for _ in range(lanes)]
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._held: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
@@ -125,7 +127,7 @@ class Batcher(Generic[Item, Result]):
             try:
                 results = await lane.run(lambda tx: self._flush(tx, items))
             except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
-                if len(batch) == 1 or isinstance(failure, errors.Unavailable):
+                if len(batch) == 1 or _is_outage(failure):
                     for _, future in batch:
                         _settle(future, failure)
                 else:
@@ -149,6 +151,11 @@ class Batcher(Generic[Item, Result]):
 
 
 _SINGLE = timedelta(seconds=2)
+
+
+def _is_outage(failure: Exception) -> bool:
+    """Whether trying the items one by one is no use: the database is away, and not just a row locked or contended."""
+    return isinstance(failure, errors.Unavailable) and not isinstance(failure.__cause__, CONTENTION)
 
 
 def _settle(future: "asyncio.Future[Result]", result: Result | Exception) -> None:

@@ -14,7 +14,7 @@ from wabery_server import errors
 from wabery_server.accounts import Project
 from wabery_server.clock import iso
 from wabery_server.contacts import Contact
-from wabery_server.db import Conflict, Row, Tx, columns, queries
+from wabery_server.db import Conflict, Row, Tx, queries
 from wabery_server.secrets import Keyring
 
 sql = queries.beside(__file__)
@@ -260,9 +260,8 @@ def wa_link(project: Project, display_phone_number: str, token: str, locale: str
 
 async def find(tx: Tx, wanted: Sequence[tuple[str, str]]) -> list[Intent | None]:
     """The intents of these (project, id), in order; None where the project has no such intent."""
-    found = {
-        (row["project_id"], row["id"]): read_row(row) for row in await tx.rows(sql.find, *columns(wanted, 2))
-    }
+    rows = await tx.rows_each(sql.find, list(dict.fromkeys(wanted)))
+    found = {(row["project_id"], row["id"]): read_row(row) for row in rows}
     return [found.get(one) for one in wanted]
 
 

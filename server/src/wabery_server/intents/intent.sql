@@ -4,12 +4,11 @@ i.project_id, i.id, i.status, i.customer_reference, i.metadata, i.reference_trus
     i.message_id, i.joined_at, i.already_linked, i.opened_at, i.opened_via
 
 -- name: pending, hot
--- Per (project, reference, trust): how many are pending, and which is the oldest.
-select w.project_id, w.customer_reference, w.reference_trust, i.id
-from unnest($1::text[], $2::text[], $3::text[]) as w (project_id, customer_reference, reference_trust)
-join registration_intents i
-  on i.project_id = w.project_id and i.customer_reference = w.customer_reference
-where i.reference_trust = w.reference_trust and i.status = 'PENDING' and i.expires_at > $4
+-- What is pending for a reference and trust class, oldest first.
+select i.project_id, i.customer_reference, i.reference_trust, i.id
+from registration_intents i
+where i.project_id = $1 and i.customer_reference = $2 and i.reference_trust = $3
+  and i.status = 'PENDING' and i.expires_at > $4
 order by i.id;
 
 -- name: insert, hot
@@ -21,8 +20,8 @@ on conflict (project_id, id) do nothing;
 
 -- name: find, hot
 select {columns}
-from unnest($1::text[], $2::text[]) as w (project_id, id)
-join registration_intents i on i.project_id = w.project_id and i.id = w.id;
+from registration_intents i
+where i.project_id = $1 and i.id = $2;
 
 -- name: lock
 select {columns}
@@ -32,11 +31,10 @@ for update of i;
 
 -- name: lock_by_token, hot
 select {columns}, i.token_hash, k.revoked_at, c.deleted_at
-from unnest($1::text[], $2::bytea[]) as w (project_id, token_hash)
-join registration_intents i on i.project_id = w.project_id and i.token_hash = w.token_hash
+from registration_intents i
 left join api_keys k on k.id = i.api_key_id
 left join channels c on c.id = i.channel_id
-order by i.project_id, i.id
+where i.project_id = $1 and i.token_hash = $2
 for update of i;
 
 -- name: settle, hot

@@ -8,7 +8,7 @@ from msgspec import Struct
 
 from wabery_server import errors, idempotency
 from wabery_server.accounts import Project
-from wabery_server.db import Tx, columns
+from wabery_server.db import Tx
 from wabery_server.intents.end import reject
 from wabery_server.intents.intent import Intent, RejectionReason, Status, read_row, sql
 from wabery_server.secrets import Keyring, hash_token
@@ -87,10 +87,10 @@ async def _make_room(
     tx: Tx, mints: Sequence[Mint], numbers: Sequence[int]
 ) -> tuple[dict[int, errors.WaberyError], dict[int, list[tuple[str, str]]]]:
     """Which mints find their reference full, and which pending intents make room for the others."""
-    asked = {_class(mints[number].intent) for number in numbers}
+    asked = dict.fromkeys(_class(mints[number].intent) for number in numbers)
     pending: dict[tuple[str, str, str], list[str]] = {}
     at = mints[numbers[0]].intent.created_at
-    for row in await tx.rows(sql.pending, *columns(asked, 3), at):
+    for row in await tx.rows_each(sql.pending, [(*one, at) for one in asked]):
         where = (row["project_id"], row["customer_reference"], row["reference_trust"])
         pending.setdefault(where, []).append(row["id"])
     refused: dict[int, errors.WaberyError] = {}

@@ -10,7 +10,7 @@ from msgspec import Struct
 from wabery_server import contacts, ids, outbox
 from wabery_server.accounts import Project
 from wabery_server.contacts import Contact, EndReason, Link
-from wabery_server.db import Tx, columns
+from wabery_server.db import Tx
 from wabery_server.intents import tell
 from wabery_server.intents.intent import (
     Attempt,
@@ -148,7 +148,7 @@ Openings = Mapping[tuple[str, bytes], Opened]
 
 
 async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
-    """Locks the intents whose tokens these projects' messages carry, in the order of their ids."""
+    """Locks the intents whose tokens these projects' messages carry, in one order."""
     hashes = {(project_id, hash_token(token)) for project_id, found in wanted for token in found.tokens}
     if not hashes:
         return {}
@@ -156,7 +156,7 @@ async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
         (row["project_id"], row["token_hash"]): Opened(
             read_row(row), row["revoked_at"] is not None, row["deleted_at"] is not None
         )
-        for row in await tx.rows(sql.lock_by_token, *columns(hashes, 2))
+        for row in await tx.rows_each(sql.lock_by_token, sorted(hashes))
     }
 
 
@@ -183,7 +183,7 @@ async def redeem(
     for number, one in enumerate(chosen):
         if isinstance(one, Opened) and one.intent.status == Status.PENDING:
             references.setdefault((one.intent.project_id, one.intent.customer_reference), number)
-    people = {(arrival.project_id, arrival.contact.id) for arrival in arrivals}
+    people = {(one.project_id, one.contact.id) for one in arrivals if not one.contact.fresh}
     linked = _Linked(await contacts.active_links(tx, people, references) if references else [])
     busy: set[tuple[str, str]] = set()
     work = _Settling()

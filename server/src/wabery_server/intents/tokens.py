@@ -52,8 +52,10 @@ def find_tokens(texts: Iterable[str]) -> Found:
 
 def redact_tokens(text: str) -> str:
     """The text, of any length, with every token-shaped run taken out, and all else as it was."""
+    plain = _plain(text)
+    if _TOKEN.search(plain) is None and _NEARLY.search(plain) is None:
+        return text
     pieces = [_fold(character) for character in text]
-    plain = "".join(pieces)
     places = [place for place, piece in enumerate(pieces) for _ in piece]
     runs = [match.span() for match in (*_TOKEN.finditer(plain), *_NEARLY.finditer(_blanked(plain)))]
     kept = []
