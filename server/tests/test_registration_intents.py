@@ -1,6 +1,6 @@
 """The heart of the product: a minted link, a message, a join."""
 
-from conftest import ANA, BEN, INTENTS, App, Tenant
+from conftest import BEN, App, Tenant
 
 
 async def test_a_person_who_sends_the_prefilled_text_joins(app: App, acme: Tenant) -> None:
@@ -30,3 +30,16 @@ async def test_a_later_message_is_passed_on_with_the_reference(app: App, acme: T
     assert event["payload"]["metadata"] == {"plan": "starter"}
     assert event["payload"]["from"] is None
     assert event["payload"]["whatsapp"]["user_id"] == BEN.bsuid
+
+
+async def test_a_mint_is_announced_where_an_endpoint_asks_for_it(app: App, acme: Tenant) -> None:
+    sql = "update webhook_endpoints set events = '{registration_intent.created}' where project_id = $1"
+    await app.service.database.run(lambda tx: tx.run(sql, acme.project.id))
+    app.service.directory.forget()
+
+    intent = await app.mint(acme.secret_key, "user_123")
+
+    (event,) = await app.events(acme.project.id)
+    assert event["event"] == "registration_intent.created"
+    assert event["payload"]["registration_intent_id"] == intent["id"]
+    assert "token" not in event["payload"]["registration_intent"]

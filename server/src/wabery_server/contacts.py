@@ -164,7 +164,8 @@ async def meet(tx: Tx, senders: Sequence[Sender], at: datetime) -> list[Met]:
        inherits nothing. It moves to the sender's own contact.
     3. What the message adds (a BSUID to a phone, a new name) is kept; the webhook that pairs them is signed.
 
-    The senders of one call must not share an identifier, but may turn out to be one person. Locks the contacts it finds, in the order of their ids.
+    The senders of one call must not share an identifier, but may turn out to be one person. Locks the contacts it
+    finds, in the order of their ids.
     """
     wanted = [
         (sender.project_id, *found)

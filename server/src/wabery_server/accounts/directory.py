@@ -18,6 +18,7 @@ from msgspec import Struct
 
 from wabery_server import errors
 from wabery_server.accounts.channel import Channel, Credentials, open_credentials
+from wabery_server.accounts.endpoint import endpoints
 from wabery_server.accounts.key import ApiKey, Scope, any_live_key, is_well_formed
 from wabery_server.accounts.project import Project, projects
 from wabery_server.clock import Clock
@@ -88,8 +89,8 @@ class Directory:
         self._clock = clock
         self._callers = _Remembered(self._read_caller, now)
         self._channels = _Remembered(self._read_channels, now)
-        self._display_numbers = _Remembered(self._read_display_number, now)
         self._numbers = _Remembered(self._read_number, now)
+        self._named = _Remembered(self._read_named, now)
         self._credentials = _Remembered(self._read_credentials, now)
         signals.hear(TOPIC, lambda _key: self.forget())
         self._uses: dict[tuple[str, str], datetime] = {}
@@ -111,8 +112,8 @@ class Directory:
         """Whoever asks from now on gets what the database holds now."""
         self._callers.forget()
         self._channels.forget()
-        self._display_numbers.forget()
         self._numbers.forget()
+        self._named.forget()
         self._credentials.forget()
 
     async def caller(self, presented_key: str) -> Caller:
@@ -143,21 +144,15 @@ class Directory:
             return oldest
         raise errors.ChannelNotReady
 
-    async def display_phone_number(self, project_id: str, channel_id: str) -> str:
-        """The digits for a wa.me link of an old intent, whose channel may have been deleted since.
-
-        Raises errors.NotFound.
-        """
-        number = await self._display_numbers.ask((project_id, channel_id))
-        if number is None:
-            raise errors.NotFound
-        return number
-
     async def channel_by_number(
         self, provider: str, phone_number_id: str
     ) -> tuple[Channel, list[bytes]] | None:
         """The channel that a webhook names, with the app secrets that may have signed it; None for an unknown number."""
         return await self._numbers.ask((provider, phone_number_id))
+
+    async def named_events(self, project_id: str) -> frozenset[str]:
+        """The event types that some enabled endpoint of the project asks for by name: what is not sent otherwise."""
+        return await self._named.ask(project_id) or frozenset()
 
     async def app_secrets(self) -> list[bytes]:
         """Every app secret of a Meta channel, once, for bodies that name no number of ours."""
@@ -183,10 +178,6 @@ class Directory:
         rows = await self._database.run(lambda tx: tx.rows(sql.channels, project_id))
         return {row["id"]: Channel(**row) for row in rows}
 
-    async def _read_display_number(self, which: tuple[str, str]) -> str | None:
-        row = await self._database.run(lambda tx: tx.row(sql.display_number, *which))
-        return row["display_phone_number"] if row else None
-
     async def _read_number(self, number: tuple[str, str]) -> _Number | None:
         row = await self._database.run(lambda tx: tx.row(sql.any_channel_by_number, *number))
         if row is None:
@@ -195,6 +186,10 @@ class Directory:
         sealed, version = values.pop("credentials"), values.pop("secret_version")
         credentials = open_credentials(values["id"], sealed, version, self._keyring)
         return _Number(Channel(**values), [secret.encode() for secret in credentials.app_secrets])
+
+    async def _read_named(self, project_id: str) -> frozenset[str]:
+        found = await self._database.run(lambda tx: endpoints(tx, [project_id]))
+        return frozenset(name for one in found if one.disabled_at is None for name in one.events or ())
 
     async def _read_credentials(self, provider: str) -> list[Credentials]:
         rows = await self._database.run(lambda tx: tx.rows(sql.any_credentials, provider))

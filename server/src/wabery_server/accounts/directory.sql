@@ -5,9 +5,6 @@ from channels
 where project_id = $1 and deleted_at is null
 order by id;
 
--- name: display_number
-select display_phone_number from channels where project_id = $1 and id = $2;
-
 -- name: any_channel_by_number
 -- Not by project: the number is what names the project.
 select id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,

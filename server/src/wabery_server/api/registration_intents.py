@@ -21,6 +21,7 @@ from wabery_server.contacts import Contact
 from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
 from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, Trust, View
+from wabery_server.outbox import EventType
 
 MAX_METADATA = 16_384
 MAX_DEPTH = 5
@@ -360,7 +361,9 @@ async def _prepared(
     body = _public(call, intent, View.MINTER, now=now, secrets=secrets)
     if "qr" in wanted.include and secrets.wa_link is not None:
         body["qr"] = await _qr(secrets.wa_link)
-    return Mint(caller.project, intent, secrets.token, Stored(200, _encode(body)))
+    named = await service.directory.named_events(caller.project.id)
+    announce = EventType.REGISTRATION_INTENT_CREATED in named
+    return Mint(caller.project, intent, secrets.token, Stored(200, _encode(body)), announce=announce)
 
 
 def _item_error(refusal: errors.WaberyError) -> dict[str, object]:

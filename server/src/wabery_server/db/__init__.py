@@ -230,9 +230,7 @@ def _after(failure: BaseException, connection: "asyncpg.Connection[Row]") -> Non
     if isinstance(failure, _LOST):
         connection.terminate()
     if isinstance(failure, asyncpg.PostgresError):
-        failure.detail = (
-            None  # it quotes the row, and whoever logs the failure would log phone numbers and texts
-        )
+        failure.detail = None  # it quotes the row: a log of the failure would hold phone numbers and texts
 
 
 async def _until(deadline: timedelta, once: Callable[[], Awaitable[T]]) -> T:

@@ -6,9 +6,10 @@ from typing import NamedTuple
 
 from msgspec import Struct
 
-from wabery_server import errors, idempotency
+from wabery_server import errors, idempotency, outbox
 from wabery_server.accounts import Project
 from wabery_server.db import Tx
+from wabery_server.intents import tell
 from wabery_server.intents.end import reject
 from wabery_server.intents.intent import Intent, RejectionReason, Status, read_row, sql
 from wabery_server.secrets import Keyring, hash_token
@@ -25,6 +26,8 @@ class Mint(Struct):
     token: str
     answer: idempotency.Stored
     key: idempotency.Key | None = None
+    announce: bool = False
+    """Whether somebody asked for `registration_intent.created`."""
 
 
 class Minted(NamedTuple):
@@ -42,7 +45,7 @@ async def mint(
     1. Mints with the same Idempotency-Key are one mint.
     2. A reference and trust class with five pending is full: the oldest is superseded, or the mint is refused.
     3. The answer is written under its Idempotency-Key; one that was there before is replayed.
-    4. The intents are inserted.
+    4. The intents are inserted, and announced where somebody asked for it.
     """
     folded: dict[tuple[str, str, str, str], int] = {}
     results: list[Minted | errors.WaberyError | None] = [None] * len(mints)
@@ -76,6 +79,8 @@ async def mint(
     if ending := [old for number in fresh for old in superseded.get(number, ())]:
         projects = {mints[number].project.id: mints[number].project for number in fresh}
         await _supersede(tx, ending, projects, mints[fresh[0]].intent.created_at)
+    if created := [tell.created(mints[n].intent, mints[n].project) for n in fresh if mints[n].announce]:
+        await outbox.record(tx, created, {mints[n].project.id: mints[n].project for n in fresh})
     for number in fresh:
         results[number] = Minted(mints[number].answer, False)
     for number, first in twins:

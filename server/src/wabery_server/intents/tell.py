@@ -49,6 +49,11 @@ def token_reuse(intent: Intent, arrival: "Arrival") -> Event:
     )
 
 
+def created(intent: Intent, project: Project) -> Event:
+    at = intent.created_at
+    return _event(EventType.REGISTRATION_INTENT_CREATED, intent, at, _whole(intent, at, project))
+
+
 def rejected(intent: Intent, at: datetime, project: Project, arrival: "Arrival | None" = None) -> Event:
     """With the person and the attempt where a message ended it."""
     payload = _whole(intent, at, project, arrival.contact if arrival else None)
