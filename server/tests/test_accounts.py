@@ -796,6 +796,34 @@ def test_a_number_nobody_can_dial_is_refused(number: str) -> None:
     assert refusal.value.param == "display_phone_number"
 
 
+async def test_a_deleted_channel_loses_its_credentials(
+    database: Counted, keyring: Keyring, known: Directory, acme: Project, globex: Project
+) -> None:
+    channel = await connected(database, keyring, acme, "1001")
+
+    for _ in range(2):
+        deleted = await database.run(
+            lambda tx: accounts.delete_channel(tx, acme.id, channel.id, actor=ME, at=AT)
+        )
+
+    (sealed,) = await database.run(
+        lambda tx: tx.rows("select credentials from channels where id = $1", channel.id)
+    )
+    assert deleted.deleted_at == AT
+    assert sealed["credentials"] == b""
+    assert await known.channel_by_number("meta", "1001") is None
+    for read in (accounts.find_channel, accounts.delete_channel):
+        with pytest.raises(errors.NotFound):
+            await database.run(
+                lambda tx, read=read: read(
+                    tx,
+                    globex.id,
+                    channel.id,
+                    **({} if read is accounts.find_channel else {"actor": ME, "at": AT}),
+                )
+            )
+
+
 # Installation
 
 
