@@ -34,7 +34,8 @@ async def handshake(call: Call) -> Answer:
     challenge = PROVIDERS[_META].handshake(call.query, tokens)
     if challenge is None:
         raise errors.InvalidVerifyToken(param="hub.verify_token")
-    return Answer(challenge.encode(), 200, ((b"content-type", b"text/plain; charset=utf-8"),))
+    plain = ((b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff"))
+    return Answer(challenge.encode(), 200, plain)
 
 
 async def receive(call: Call) -> Answer:
