@@ -9,6 +9,7 @@ from msgspec.structs import replace
 
 from wabery_server.accounts import Channel
 from wabery_server.contacts import Identity
+from wabery_server.phone.payloads import new_message_id
 
 BSUID, OTHER_BSUID = "US.8120001", "US.8129999"
 PARENT, OTHER_PARENT = "US.ENT.9120001", "US.ENT.9129999"
@@ -17,12 +18,12 @@ PHONE, OTHER_PHONE = "12125550123", "12125550199"
 
 async def heard(app: App, of: Tenant, sender: Identity) -> dict[str, Any]:
     """The person writes something ordinary; what the app is told of them."""
-    before = len(await app.events(of.project.id, "message.received"))
-    assert await app.say(of, "Hello", sender) == {"passed_on": 1}
+    text = f"Hello, this is {new_message_id()}"
+    assert await app.say(of, text, sender) == {"passed_on": 1}
     events = await app.events(of.project.id, "message.received")
-    assert len(events) == before + 1
-    payload: dict[str, Any] = events[-1]["payload"]
-    return payload
+    (payload,) = [event["payload"] for event in events if event["payload"]["text"] == text]
+    found: dict[str, Any] = payload
+    return found
 
 
 async def linked(app: App, of: Tenant, reference: str, sender: Identity) -> str:
