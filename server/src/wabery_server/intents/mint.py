@@ -47,6 +47,8 @@ async def mint(
     3. The answer is written under its Idempotency-Key; one that was there before is replayed.
     4. The intents are inserted, and announced where somebody asked for it.
     """
+    if not mints:
+        return []
     folded: dict[tuple[str, str, str, str], int] = {}
     results: list[Minted | errors.WaberyError | None] = [None] * len(mints)
     twins: list[tuple[int, int]] = []
