@@ -63,9 +63,7 @@ select {link} from links l where l.project_id = $1 and l.customer_reference = $2
 -- name: insert_link, hot
 insert into links (project_id, id, contact_id, customer_reference, registration_intent_id, reference_trust, metadata,
     created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8)
-on conflict (project_id, customer_reference) where ended_at is null do nothing
-returning id;
+values ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: refresh_link, hot
 update links set registration_intent_id = $3, reference_trust = $4, metadata = $5

@@ -124,18 +124,14 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
 
     1. A provider's message id that was seen before is a duplicate, whatever else it says.
     2. Intents are locked, contacts are met, tokens redeemed.
-    3. Of two messages that turn out to be one person's, though they name other identifiers, the second waits.
-    4. Everything is written: a message that another process stored meanwhile makes the whole call run again.
+    3. Everything is written: a message that another process stored meanwhile makes the whole call run again.
     """
     seen = await _seen(tx, items)
     fresh = [n for n, item in enumerate(items) if _place(item) not in seen]
     projects = await accounts.projects(tx, sorted({items[n].channel.project_id for n in fresh}))
-    tokens = [(items[n].channel.project_id, items[n].found) for n in fresh if items[n].attempt]
-    openings = await intents.lock(tx, tokens)
-    people = await _meet(tx, items, fresh)
-    met_again = _met_again(people)
-    fresh = [n for n in fresh if n not in met_again]
     attempts = [n for n in fresh if items[n].attempt]
+    openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in attempts])
+    people = await _meet(tx, items, fresh)
     names = {n: ids.new("msg", items[n].received_at) for n in fresh}
     arrivals = [_arrival(items[n], names[n], people[n]) for n in attempts]
     redeemed = dict(
@@ -151,9 +147,7 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
     rows = [_columns(items[n], names[n], people.get(n), redeemed.get(n)) for n in kept]
     if len(await tx.rows_each(sql.insert, rows)) != len(rows):
         raise Conflict("another process received one of these messages first")
-    results = [
-        Received(Outcome.POSTPONED if n in met_again else Outcome.DUPLICATE) for n in range(len(items))
-    ]
+    results = [Received(Outcome.DUPLICATE) for _ in items]
     for n in fresh:
         if n not in redeemed:
             results[n] = Received(Outcome.PASSED_ON if n in passed else Outcome.STORED, names[n])
@@ -192,13 +186,6 @@ async def _meet(tx: Tx, items: Sequence[Inbound], numbers: Sequence[int]) -> dic
         return {}
     at = items[next(iter(senders))].received_at
     return dict(zip(senders, await contacts.meet(tx, list(senders.values()), at), strict=True))
-
-
-def _met_again(people: Mapping[int, Met]) -> set[int]:
-    first: dict[tuple[str, str], int] = {}
-    for n, met in people.items():
-        first.setdefault((met.contact.project_id, met.contact.id), n)
-    return set(people) - set(first.values())
 
 
 def _arrival(item: Inbound, message_id: str, met: Met) -> Arrival:
