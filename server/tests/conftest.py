@@ -240,7 +240,12 @@ async def serving(
             settings, database=database, keyring=keyring, clock=clock, signals=signals, directory=directory
         )
         config = uvicorn.Config(
-            application(service, OPERATIONS, []), lifespan="off", log_config=None, ws="none"
+            application(service, OPERATIONS, []),
+            lifespan="off",
+            log_config=None,
+            ws="none",
+            access_log=False,
+            proxy_headers=False,
         )
         server = uvicorn.Server(config)
         server.config.load()

@@ -28,8 +28,12 @@ class Allowance(NamedTuple):
     """Seconds until the next request is welcome; 0 when this one was."""
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """`RateLimit-Policy` and `RateLimit` (IETF draft-ietf-httpapi-ratelimit-headers-11)."""
-        name, left, reset = self.name, self.remaining, math.ceil(self.reset)
+        """`RateLimit-Policy` and `RateLimit` (IETF draft-ietf-httpapi-ratelimit-headers-11).
+
+        A refusal's `t` is the moment that its `Retry-After` names.
+        """
+        name, left = self.name, self.remaining
+        reset = math.ceil(self.reset if self.allowed else self.retry_after)
         return [
             (b"ratelimit-policy", b'"%s";q=%d;w=%d' % (name.encode(), self.quota, self.window)),
             (b"ratelimit", b'"%s";r=%d;t=%d' % (name.encode(), left, reset)),
@@ -71,10 +75,10 @@ class Limit:
         used = full_at - now
         return Allowance(self.name, self.quota, self.window, True, self._left(used), used, 0.0)
 
-    def peek(self, key: Hashable) -> bool:
+    def peek(self, key: Hashable, cost: int = 1) -> bool:
         """Whether `take` would count; counts nothing."""
         now = self._now()
-        return max(self._full_at.get(key, now), now) + self._step - now - self.window <= 1e-6
+        return max(self._full_at.get(key, now), now) + self._step * cost - now - self.window <= 1e-6
 
     def _left(self, used: float) -> int:
         return max(0, int((self.window - used) / self._step + 1e-6))

@@ -12,6 +12,7 @@ import math
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
+from itertools import chain
 from typing import NamedTuple
 
 import msgspec
@@ -141,7 +142,7 @@ class Resource:
                     )
                 raise _unserved(self._methods, out)
             out.append((b"wabery-version", VERSION.encode()))
-            if sum(len(name) + len(value) for name, value in scope["headers"]) > MAX_HEADERS:
+            if sum(map(len, chain.from_iterable(scope["headers"]))) > MAX_HEADERS:
                 raise errors.HeadersTooLarge
             body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
             if not operation.open:
@@ -264,12 +265,18 @@ def client_ip(scope: Scope, headers: Headers, trusted: tuple[object, ...]) -> st
     hops = [hop.strip() for hop in (headers.get(b"x-forwarded-for") or "").split(",") if hop.strip()]
     for hop in (peer, *reversed(hops)):
         try:
-            address = ipaddress.ip_address(hop)
+            address = plain_address(hop)
         except ValueError:
             return peer
         if not any(address in network for network in trusted):  # type: ignore[operator]  # Settings.trusted_proxies
             return hop
     return peer
+
+
+def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """An address as such; an IPv4 one that came over an IPv6 socket is an IPv4 one. Raises ValueError."""
+    address = ipaddress.ip_address(text)
+    return (address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address
 
 
 async def _run(operation: Operation, call: Call) -> Answer:

@@ -6,6 +6,7 @@ import contextlib
 import hmac
 import io
 import re
+from collections import Counter
 from datetime import datetime, timedelta
 
 import msgspec
@@ -14,7 +15,7 @@ from msgspec import UNSET
 
 from wabery_server import contacts, errors, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
-from wabery_server.api.app import CLIENT_SECRET, etag
+from wabery_server.api.app import CLIENT_SECRET, etag, plain_address
 from wabery_server.api.call import Answer, Call, Stream, decode
 from wabery_server.api.intent_types import Create, CreateMany, Extend, Opened
 from wabery_server.contacts import Contact
@@ -58,15 +59,15 @@ async def create_many(call: Call, tx: Tx) -> Answer:
     now = call.once("now", service.clock.now)
     data: list[msgspec.Raw | dict[str, object]] = []
     mints: list[tuple[int, Mint]] = []
+    asked: Counter[tuple[str, str, Trust]] = Counter()
     for number, item in enumerate(call.decode(CreateMany).items):
         try:
             wanted = decode(bytes(item), "application/json", Create)
             metadata = _checked(wanted)
-            allowance = service.per_reference.peek(
-                (caller.project.id, wanted.customer_reference, Trust.SERVER)
-            )
-            if not allowance:
+            reference = (caller.project.id, wanted.customer_reference, Trust.SERVER)
+            if not service.per_reference.peek(reference, asked[reference] + 1):
                 raise errors.RateLimited("Too many requests (limit: customer_reference).")
+            asked[reference] += 1
             intent_id = call.once(f"intent {number}", lambda: ids.new("reg", now))
             mints.append((number, await _prepared(call, wanted, metadata, Trust.SERVER, intent_id, now)))
             data.append({})
@@ -411,8 +412,12 @@ def _lifetime(caller: Caller) -> int:
 
 
 def _network(ip: str) -> str:
-    """One IPv4 address, or the /64 that one IPv6 household has."""
-    return ":".join(ip.split(":")[:4]) if ":" in ip and "." not in ip else ip
+    """One IPv4 address, or the /64 that one IPv6 household has, however it is spelled."""
+    try:
+        address = plain_address(ip)
+    except ValueError:
+        return ip
+    return str(address) if address.version == 4 else f"{int(address) >> 64:x}::/64"
 
 
 async def _qr(link: str) -> dict[str, object]:
