@@ -19,6 +19,7 @@ from wabery_server.accounts import (
     Directory,
     KeyChanges,
     KeyDraft,
+    KeyRotation,
     NewKey,
     NewProject,
     Project,
@@ -264,7 +265,7 @@ async def test_a_secret_key_is_shown_by_nothing_but_its_creation(database: Count
     assert found.public()["key"] is None
     assert set(found.public()) == {
         "object", "id", "kind", "name", "key", "last4", "scopes", "allowed_origins", "created_at", "expires_at",
-        "revoked_at", "last_used_at", "warning",
+        "revoked_at", "previous_ends_at", "last_used_at", "warning",
     }  # fmt: skip
 
 
@@ -321,6 +322,28 @@ async def test_a_key_is_revoked_once(database: Counted, acme: Project) -> None:
     trail = await database.run(lambda tx: accounts.audit_trail(tx, acme.id, limit=100))
     assert revoked.revoked_at == AT
     assert [entry.action for entry in trail].count("api_key.revoked") == 1
+
+
+async def test_a_rotation_that_runs_again_changes_nothing_more(database: Counted, acme: Project) -> None:
+    made = await keyed(database, acme)
+    value = accounts.new_value(acme, "secret")
+
+    for later in range(2):
+        at = AT + timedelta(hours=later)
+        rotated = await database.run(
+            lambda tx, at=at: accounts.rotate_key(
+                tx, made.key, value, KeyRotation(overlap=60), actor=ME, at=at
+            )
+        )
+
+    trail = await database.run(lambda tx: accounts.audit_trail(tx, acme.id, limit=100))
+    assert rotated.previous_ends_at == AT + timedelta(seconds=60)
+    assert [entry.detail for entry in trail if entry.action == "api_key.rotated"] == [{"overlap": 60}]
+    for presented, until in ((value, None), (made.value, rotated.previous_ends_at)):
+        found = await database.run(lambda tx, presented=presented: key.any_live_key(tx, presented))
+        assert found is not None
+        assert (found.key.id, found.until) == (made.key.id, until)
+    assert value not in await stored(database, "api_keys", "audit")
 
 
 # Callers
@@ -452,6 +475,27 @@ async def test_an_expiry_counts_at_every_call(
 
     with pytest.raises(errors.KeyExpired):
         await known.caller(made.value)
+
+
+async def test_the_end_of_an_overlap_counts_at_every_call(
+    database: Counted, known: Directory, acme: Project, clock: MovableClock
+) -> None:
+    made = await keyed(database, acme)
+    value = accounts.new_value(acme, "secret")
+    await database.run(
+        lambda tx: accounts.rotate_key(
+            tx, made.key, value, KeyRotation(overlap=3600), actor=ME, at=clock.now()
+        )
+    )
+    assert (await known.caller(made.value)).key == (await known.caller(value)).key
+    before = database.count
+
+    clock.move(timedelta(hours=1))
+
+    with pytest.raises(errors.KeyExpired):
+        await known.caller(made.value)
+    assert (await known.caller(value)).until is None
+    assert database.count == before
 
 
 async def test_a_flood_of_unknown_keys_does_not_push_out_the_known_ones(

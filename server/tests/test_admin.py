@@ -103,6 +103,22 @@ async def test_a_revoked_key_is_listed_as_revoked(terminal: Terminal) -> None:
     assert key["key"] not in listed.out + listed.talk
 
 
+async def test_a_rotated_key_keeps_its_id_and_gets_a_new_value(terminal: Terminal) -> None:
+    project = await founded(terminal)
+    key = await terminal.read("keys", "create", "--project", project, "--name", "k", "--scopes", "read_only")
+
+    printed = await terminal.run("keys", "rotate", key["id"], "--project", project)
+    again = await terminal.read("keys", "rotate", key["id"], "--project", project, "--overlap", "0s")
+    too_long = await terminal.run("keys", "rotate", key["id"], "--project", project, "--overlap", "8d")
+
+    assert accounts.is_well_formed(printed.out.strip())
+    assert "the old value works until" in printed.talk
+    assert again["id"] == key["id"]
+    assert len({key["key"], printed.out.strip(), again["key"]}) == 3
+    assert (too_long.code, too_long.out) == (2, "")
+    assert "--overlap" in too_long.talk
+
+
 @pytest.mark.parametrize("from_file", [True, False])
 async def test_an_app_secret_comes_from_stdin_or_a_file(
     terminal: Terminal, tmp_path: Path, from_file: bool

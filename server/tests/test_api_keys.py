@@ -1,12 +1,12 @@
 """/v1/api-keys: a key gives away only what it has, and what is revoked opens nothing."""
 
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 from conftest import INTENTS, App, Tenant
 
-from wabery_server.clock import iso
+from wabery_server.clock import MovableClock, iso
 
 KEYS = "/v1/api-keys"
 
@@ -99,6 +99,126 @@ async def test_a_revoked_key_opens_nothing_and_ends_what_it_minted(app: App, acm
     assert (await app.call("POST", INTENTS, key["key"], json={"customer_reference": "u"})).status == 401
     ended = await app.get(acme.secret_key, intent["id"])
     assert (ended["status"], ended["rejection_reason"]) == ("REJECTED", "key_revoked")
+
+
+async def rotated(app: App, owner: Tenant, key_id: str, **wanted: object) -> dict[str, Any]:
+    reply = await app.call("POST", f"{KEYS}/{key_id}/rotate", owner.secret_key, json=wanted)
+    assert reply.status == 200, reply.body
+    return reply.body
+
+
+async def test_a_rotated_key_works_with_both_values_until_the_overlap_ends(
+    app: App, acme: Tenant, clock: MovableClock
+) -> None:
+    old = await made(app, acme, scopes=["registrations:create", "registrations:read"])
+    intent = await app.mint(old["key"])
+
+    new = await rotated(app, acme, old["id"], overlap=3600)
+
+    assert new == {
+        **old,
+        "key": new["key"],
+        "last4": new["key"][-4:],
+        "previous_ends_at": new["previous_ends_at"],
+        "last_used_at": new["last_used_at"],
+    }
+    assert new["key"] != old["key"]
+    assert (await app.get(new["key"], intent["id"])) == (await app.get(old["key"], intent["id"]))
+    clock.move(timedelta(hours=1))
+    assert (await app.get(new["key"], intent["id"]))["status"] == "PENDING"
+    ended = await app.call("GET", f"{INTENTS}/{intent['id']}", old["key"])
+    assert (ended.status, ended.body["error"]) == (401, "key_expired")
+    assert "rotated" in ended.body["message"]
+    assert new["previous_ends_at"] <= iso(clock.now())
+
+
+async def test_a_rotation_without_a_body_overlaps_for_a_day(
+    app: App, acme: Tenant, clock: MovableClock
+) -> None:
+    old = await made(app, acme, scopes=["full"])
+    before = clock.now()
+
+    reply = await app.call("POST", f"{KEYS}/{old['id']}/rotate", acme.secret_key)
+
+    ends_at = datetime.fromisoformat(reply.body["previous_ends_at"])
+    assert timedelta(0) <= ends_at - before - timedelta(days=1) < timedelta(minutes=1)
+    assert (await app.call("GET", KEYS, old["key"])).status == 200
+
+
+async def test_a_leaked_value_ends_at_once(app: App, acme: Tenant) -> None:
+    old = await made(app, acme, kind="publishable")
+    assert (await app.call("POST", INTENTS, old["key"], json={"customer_reference": "u"})).status == 200
+
+    new = await rotated(app, acme, old["id"], overlap=0)
+
+    assert (await app.call("POST", INTENTS, old["key"], json={"customer_reference": "u"})).status == 401
+    assert (await app.call("POST", INTENTS, new["key"], json={"customer_reference": "u"})).status == 200
+    assert (await app.call("GET", f"{KEYS}/{old['id']}", acme.secret_key)).body["key"] == new["key"]
+
+
+async def test_rotating_during_an_overlap_ends_the_oldest_value_at_once(app: App, acme: Tenant) -> None:
+    oldest = await made(app, acme, scopes=["full"])
+    middle = await rotated(app, acme, oldest["id"], overlap=604_800)
+
+    newest = await rotated(app, acme, oldest["id"], overlap=60)
+
+    statuses = [(await app.call("GET", KEYS, key["key"])).status for key in (oldest, middle, newest)]
+    assert statuses == [401, 200, 200]
+
+
+async def test_revoking_ends_both_values_and_what_was_minted_with_them(app: App, acme: Tenant) -> None:
+    old = await made(app, acme, scopes=["full"])
+    new = await rotated(app, acme, old["id"])
+    intents = [await app.mint(key["key"]) for key in (old, new)]
+
+    await app.call("DELETE", f"{KEYS}/{old['id']}", acme.secret_key)
+
+    for key, intent in zip((old, new), intents, strict=True):
+        assert (await app.call("GET", KEYS, key["key"])).body["error"] == "invalid_api_key"
+        assert (await app.get(acme.secret_key, intent["id"]))["rejection_reason"] == "key_revoked"
+    again = await app.call("POST", f"{KEYS}/{old['id']}/rotate", acme.secret_key)
+    assert (again.status, again.body["error"]) == (409, "key_revoked")
+
+
+async def test_a_key_may_rotate_itself(app: App, acme: Tenant) -> None:
+    reply = await app.call("POST", f"{KEYS}/{acme.key_id}/rotate", acme.secret_key, json={"overlap": 0})
+
+    assert (await app.call("GET", KEYS, reply.body["key"])).status == 200
+    assert (await app.call("GET", KEYS, acme.secret_key)).status == 401
+
+
+async def test_a_key_cannot_rotate_one_that_may_do_more(app: App, acme: Tenant) -> None:
+    lesser = await made(app, acme, scopes=["keys:write"])
+    page = await made(app, acme, kind="publishable")
+
+    for wanted in (acme.key_id, page["id"]):
+        reply = await app.call("POST", f"{KEYS}/{wanted}/rotate", lesser["key"])
+        assert (reply.status, reply.body["error"]) == (403, "insufficient_scope")
+
+    assert (await app.call("GET", KEYS, acme.secret_key)).status == 200
+    assert (await app.call("GET", f"{KEYS}/{page['id']}", acme.secret_key)).body["previous_ends_at"] is None
+
+
+async def test_a_rotation_asked_for_twice_is_done_once(app: App, acme: Tenant) -> None:
+    old = await made(app, acme, scopes=["full"])
+    path, once = f"{KEYS}/{old['id']}/rotate", {"Idempotency-Key": "rotate once"}
+
+    first = await app.call("POST", path, acme.secret_key, json={"overlap": 60}, headers=once)
+    second = await app.call("POST", path, acme.secret_key, json={"overlap": 60}, headers=once)
+
+    assert (second.status, second.body) == (200, first.body)
+    assert second.headers["Idempotency-Replayed"] == "true"
+    assert (await app.call("GET", KEYS, old["key"])).status == 200
+
+
+@pytest.mark.parametrize("overlap", [-1, 604_801, 1.5, "60", None, True])
+async def test_a_wrong_overlap_is_refused(app: App, acme: Tenant, overlap: object) -> None:
+    path = f"{KEYS}/{acme.key_id}/rotate"
+
+    reply = await app.call("POST", path, acme.secret_key, json={"overlap": overlap})
+
+    assert (reply.status, reply.body["error"], reply.body["param"]) == (400, "invalid_request", "overlap")
+    assert (await app.call("GET", KEYS, acme.secret_key)).status == 200
 
 
 async def test_the_list_goes_on_where_it_stopped(app: App, acme: Tenant, globex: Tenant) -> None:

@@ -221,6 +221,11 @@ async def changing_their_key(world: World) -> None:
     not_found(await world.ask("PATCH", f"/v1/api-keys/{world.globex.key_id}", {"name": "Mine"}))
 
 
+@case("POST", "/v1/api-keys/{id}/rotate")
+async def rotating_their_key(world: World) -> None:
+    not_found(await world.ask("POST", f"/v1/api-keys/{world.globex.key_id}/rotate", {"overlap": 0}))
+
+
 @case("DELETE", "/v1/api-keys/{id}")
 async def revoking_their_key(world: World) -> None:
     not_found(await world.ask("DELETE", f"/v1/api-keys/{world.globex.key_id}"))

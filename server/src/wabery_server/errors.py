@@ -129,7 +129,7 @@ class MissingApiKey(WaberyError):
 
 
 class KeyExpired(WaberyError):
-    """The key's expiry has passed."""
+    """The key's expiry has passed, or a rotation has replaced this value of it and their overlap is over."""
 
     code, status = "key_expired", 401
     message = "This API key has expired."
@@ -264,6 +264,14 @@ class NotPending(WaberyError):
 
     code, status = "not_pending", 409
     message = "This registration intent is no longer pending."
+
+
+class KeyRevoked(WaberyError):
+    """The key has been revoked for good; it cannot be given a new value."""
+
+    code, status = "key_revoked", 409
+    message = "This API key has been revoked."
+    hint = "Make a new key."
 
 
 class NumberTaken(WaberyError):

@@ -45,6 +45,8 @@ class Caller(Struct, frozen=True):
 
     project: Project
     key: ApiKey
+    until: datetime | None = None
+    """When the presented value of the key ends, because a rotation has replaced it."""
 
     @property
     def trusted(self) -> bool:
@@ -117,7 +119,7 @@ class Directory:
         self._credentials.forget()
 
     async def caller(self, presented_key: str) -> Caller:
-        """Raises errors.InvalidApiKey for a mistyped, unknown or revoked key, KeyExpired."""
+        """Raises errors.InvalidApiKey for a mistyped, unknown or revoked key, KeyExpired also for a replaced value."""
         caller = self._callers.known(presented_key)
         if caller is None:
             if not is_well_formed(presented_key):
@@ -128,6 +130,11 @@ class Directory:
         expires_at = caller.key.expires_at
         if expires_at is not None and expires_at <= self._clock.now():
             raise errors.KeyExpired
+        if caller.until is not None and caller.until <= self._clock.now():
+            raise errors.KeyExpired(
+                "This API key has been rotated, and this value of it has ended.",
+                hint="Use the value that the rotation showed.",
+            )
         return caller
 
     async def channel(self, project: Project, channel_id: str | None) -> Channel:
@@ -169,8 +176,11 @@ class Directory:
 
     async def _read_caller(self, presented_key: str) -> Caller | None:
         async def read(tx: Tx) -> Caller | None:
-            key = await any_live_key(tx, presented_key)
-            return Caller((await projects(tx, [key.project_id]))[key.project_id], key) if key else None
+            presented = await any_live_key(tx, presented_key)
+            if presented is None:
+                return None
+            project_id = presented.key.project_id
+            return Caller((await projects(tx, [project_id]))[project_id], presented.key, presented.until)
 
         return await self._database.run(read)
 

@@ -90,8 +90,8 @@ async def bootstrap_dev(
 ) -> DevAccount:
     """The oldest test project, made when there is none, with keys to use it. Safe to repeat.
 
-    1. `secret_key` is the one of the last run; it is kept while it is a live key of that project, else there is a new
-       one. The publishable key can be read back.
+    1. `secret_key` is the one of the last run; it is kept while it is the value of a live key of that project, else
+       there is a new one. The publishable key can be read back.
     2. Webhooks go to the built-in receiver at `webhook_url`, unless somebody has chosen another URL. Its port may
        differ from run to run; its path tells it apart.
     """
@@ -102,7 +102,8 @@ async def bootstrap_dev(
         await create_project(tx, new, keyring=keyring, actor=_DEV, at=at)
         project = new.project
     known = await any_live_key(tx, secret_key) if secret_key else None
-    if secret_key is None or known is None or known.project_id != project.id:
+    is_current = known is not None and known.until is None and known.key.project_id == project.id
+    if secret_key is None or not is_current:
         made = new_key(project, KeyDraft(name="wabery dev", scopes=["full"]), at)
         await create_key(tx, made, actor=_DEV, at=at)
         secret_key = made.value

@@ -1,7 +1,8 @@
 """API keys: `wab_live_`, `wab_test_` (secret) and `wab_pub_` (publishable), 30 random base62 characters, CRC32 as 6 more.
 
 The checksum tells a typo from an unknown key without a look-up. A secret key is stored as its SHA-256 and shown once:
-178 random bits need no slow hash. A publishable key is public and stored in clear.
+178 random bits need no slow hash. A publishable key is public and stored in clear. Rotation gives a key a new value
+under its id, and lets the one before work for a while, so that a deployment can change over without a gap.
 """
 
 import enum
@@ -11,7 +12,7 @@ import re
 import zlib
 from collections.abc import Iterable, Mapping
 from datetime import datetime, timedelta
-from typing import Annotated, Literal, TypeAlias, TypedDict
+from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
 
@@ -56,7 +57,7 @@ class Scope(enum.StrEnum):
     PROJECTS_WRITE = "projects:write"
     """Change the project and its webhook endpoints, and see their signing secrets; create projects."""
     KEYS_WRITE = "keys:write"
-    """List, create, change and revoke API keys."""
+    """List, create, change, rotate and revoke API keys."""
     CHANNELS_WRITE = "channels:write"
     """List, add, change and delete channels."""
 
@@ -82,6 +83,7 @@ class PublicKey(TypedDict):
     created_at: str
     expires_at: str | None
     revoked_at: str | None
+    previous_ends_at: str | None
     last_used_at: str | None
     warning: str | None
 
@@ -101,6 +103,8 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    previous_ends_at: datetime | None = None
+    """Until when the value before the last rotation works too; None: the key has never been rotated."""
     last_used_at: datetime | None = None
     """Accurate to some ten seconds, and only where a key is read to be shown."""
 
@@ -119,6 +123,7 @@ class ApiKey(Struct, frozen=True, kw_only=True):
             created_at=iso(self.created_at),
             expires_at=iso(self.expires_at) if self.expires_at else None,
             revoked_at=iso(self.revoked_at) if self.revoked_at else None,
+            previous_ends_at=iso(self.previous_ends_at) if self.previous_ends_at else None,
             last_used_at=iso(self.last_used_at) if self.last_used_at else None,
             warning="Any website may use this key: set allowed_origins." if open_to_all else None,
         )
@@ -147,10 +152,25 @@ class KeyChanges(Struct, kw_only=True, forbid_unknown_fields=True):
     expires_at: Moment | None | UnsetType = UNSET
 
 
+class KeyRotation(Struct, kw_only=True, forbid_unknown_fields=True):
+    """How a key's value is replaced."""
+
+    overlap: Annotated[int, Meta(ge=0, le=604_800)] = 86_400
+    """Seconds for which the old value goes on working; 0: it ends at once, as it should when it has leaked."""
+
+
 class NewKey(Struct, frozen=True):
     key: ApiKey
     value: str
     """The key itself; only its SHA-256 is stored, unless it is publishable."""
+
+
+class Presented(NamedTuple):
+    """A key that somebody has sent."""
+
+    key: ApiKey
+    until: datetime | None
+    """When the value that was sent ends, because a rotation has replaced it; None: it is the current one."""
 
 
 def new_key(project: Project, draft: KeyDraft, at: datetime) -> NewKey:
@@ -164,7 +184,7 @@ def new_key(project: Project, draft: KeyDraft, at: datetime) -> NewKey:
     if origins and secret:
         raise errors.InvalidRequest(_NO_ORIGINS, param="allowed_origins")
     _check_expiry(draft.expires_at, at)
-    value = _generate("wab_pub_" if not secret else "wab_live_" if project.livemode else "wab_test_")
+    value = new_value(project, draft.kind)
     key = ApiKey(
         id=ids.new("key", at),
         project_id=project.id,
@@ -179,6 +199,13 @@ def new_key(project: Project, draft: KeyDraft, at: datetime) -> NewKey:
         revoked_at=None,
     )
     return NewKey(key, value)
+
+
+def new_value(project: Project, kind: KeyKind) -> str:
+    """A key itself."""
+    return _generate(
+        "wab_pub_" if kind == "publishable" else "wab_live_" if project.livemode else "wab_test_"
+    )
 
 
 def is_well_formed(key: str) -> bool:
@@ -232,13 +259,20 @@ async def find_key(tx: Tx, project_id: str, key_id: str) -> ApiKey:
     return _key(row)
 
 
-async def any_live_key(tx: Tx, presented: str) -> ApiKey | None:
-    """The key that somebody presents; None when it is unknown or revoked. An expired one is found.
+async def any_live_key(tx: Tx, presented: str) -> Presented | None:
+    """The key that somebody presents; None when it is unknown or revoked. An expired or replaced one is found.
 
     Looked up by its hash, so no comparison of secrets can be timed.
     """
-    row = await tx.row(sql.any_live_key, hash_key(presented))
-    return _key(row) if row else None
+    hashed = hash_key(presented)
+    row = await tx.row(sql.any_live_key, hashed)
+    if row is not None:
+        return Presented(_key(row), None)
+    row = await tx.row(sql.any_replaced_key, hashed)
+    if row is not None:
+        key = _key(row)
+        return Presented(key, key.previous_ends_at)
+    return None
 
 
 async def update_key(
@@ -267,6 +301,26 @@ async def update_key(
     )
     await _audit(tx, key, "updated", detail, actor, at)
     return await find_key(tx, project_id, key_id)
+
+
+async def rotate_key(
+    tx: Tx, key: ApiKey, value: str, rotation: KeyRotation, *, actor: str, at: datetime
+) -> ApiKey:
+    """`value` becomes the key's own. The one it takes the place of works for the overlap, an older one not any more.
+
+    Safe to repeat with the same value. Raises errors.KeyRevoked.
+    """
+    ends_at = at + timedelta(seconds=rotation.overlap)
+    public_key = value if key.kind == "publishable" else None
+    rotated = await tx.row(
+        sql.rotate_key, key.project_id, key.id, hash_key(value), public_key, value[-4:], ends_at
+    )
+    if rotated:
+        await _audit(tx, key, "rotated", {"overlap": rotation.overlap}, actor, at)
+    found = await find_key(tx, key.project_id, key.id)
+    if found.revoked_at is not None:
+        raise errors.KeyRevoked
+    return found
 
 
 async def revoke_key(tx: Tx, project_id: str, key_id: str, *, actor: str, at: datetime) -> ApiKey:

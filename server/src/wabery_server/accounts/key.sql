@@ -7,7 +7,7 @@ returning id;
 
 -- name: list_keys
 select k.id, k.project_id, k.kind, k.name, k.public_key, k.last4, k.scopes, k.allowed_origins, k.created_at,
-    k.expires_at, k.revoked_at, u.last_used_at
+    k.expires_at, k.revoked_at, k.previous_ends_at, u.last_used_at
 from api_keys k
 left join api_key_uses u on u.project_id = k.project_id and u.api_key_id = k.id
 where k.project_id = $1 and ($2::text is null or k.id < $2)
@@ -15,15 +15,24 @@ order by k.id desc limit $3;
 
 -- name: find_key
 select k.id, k.project_id, k.kind, k.name, k.public_key, k.last4, k.scopes, k.allowed_origins, k.created_at,
-    k.expires_at, k.revoked_at, u.last_used_at
+    k.expires_at, k.revoked_at, k.previous_ends_at, u.last_used_at
 from api_keys k
 left join api_key_uses u on u.project_id = k.project_id and u.api_key_id = k.id
 where k.project_id = $1 and k.id = $2;
 
 -- name: any_live_key
-select id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at
+-- Not by project: the key is what names the project.
+select id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at,
+    previous_ends_at
 from api_keys
 where hash = $1 and revoked_at is null;
+
+-- name: any_replaced_key
+-- Not by project: the key is what names the project.
+select id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at,
+    previous_ends_at
+from api_keys
+where previous_hash = $1 and revoked_at is null;
 
 -- name: update_key
 update api_keys
@@ -31,6 +40,13 @@ set name = coalesce($3, name),
     allowed_origins = coalesce($4, allowed_origins),
     expires_at = case when $5::boolean then $6 else expires_at end
 where project_id = $1 and id = $2;
+
+-- name: rotate_key
+-- A value that is there already was put there by an earlier try.
+update api_keys
+set previous_hash = hash, previous_ends_at = $6, hash = $3, public_key = $4, last4 = $5
+where project_id = $1 and id = $2 and revoked_at is null and hash <> $3
+returning id;
 
 -- name: revoke_key
 update api_keys set revoked_at = $3

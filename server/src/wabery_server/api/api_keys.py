@@ -1,11 +1,7 @@
-"""/v1/api-keys: the keys of the project. A key gives away only what it has itself.
-
-Changing a key's value under its id, with a time in which both work, is not served: make a new key, deploy it, and
-revoke the old one.
-"""
+"""/v1/api-keys: the keys of the project. A key gives away only what it has itself."""
 
 from wabery_server import accounts, errors, intents
-from wabery_server.accounts import KeyChanges, KeyDraft, Scope
+from wabery_server.accounts import ApiKey, Caller, KeyChanges, KeyDraft, KeyRotation, Scope
 from wabery_server.api.call import Answer, Call
 from wabery_server.db import Tx
 
@@ -26,11 +22,7 @@ async def create(call: Call, tx: Tx) -> Answer:
     at = call.service.clock.now()
     draft = call.decode(KeyDraft)
     new = call.once("key", lambda: accounts.new_key(caller.project, draft, at))
-    needed = new.key.scopes or frozenset({Scope.REGISTRATIONS_CREATE})
-    if lacking := sorted(needed - caller.key.scopes):
-        raise errors.InsufficientScope(
-            f"This API key cannot give away what it does not have: {', '.join(lacking)}.", param="scopes"
-        )
+    _check_has(caller, new.key)
     await accounts.create_key(tx, new, actor=caller.key.id, at=at)
     call.after_commit(lambda: call.service.signals.tell("accounts"))
     return call.answer(new.key.public(value=new.value), object_ids=(new.key.id,))
@@ -57,6 +49,23 @@ async def update(call: Call, tx: Tx) -> Answer:
     return call.answer(key.public(), object_ids=(key.id,))
 
 
+async def rotate(call: Call, tx: Tx) -> Answer:
+    """Gives a key a new value under its id. The value of a secret key is shown in this answer only.
+
+    The value it takes the place of works for `overlap` more seconds; one from an earlier rotation ends at once. When a
+    key has leaked, send 0. The body may be left out.
+    """
+    caller = call.caller
+    rotation = call.decode(KeyRotation) if call.body.strip() else KeyRotation()
+    key = await accounts.find_key(tx, caller.project.id, call.params["id"])
+    _check_has(caller, key)
+    value = call.once("value", lambda: accounts.new_value(caller.project, key.kind))
+    at = call.service.clock.now()
+    key = await accounts.rotate_key(tx, key, value, rotation, actor=caller.key.id, at=at)
+    call.after_commit(lambda: call.service.signals.tell("accounts"))
+    return call.answer(key.public(value=value), object_ids=(key.id,))
+
+
 async def revoke(call: Call, tx: Tx) -> Answer:
     """Ends a key, and the pending intents it has minted. Revoking it again changes nothing."""
     call.empty_body()
@@ -70,3 +79,12 @@ async def revoke(call: Call, tx: Tx) -> Answer:
     call.after_commit(lambda: call.service.signals.tell("accounts"))
     call.after_commit(lambda: call.service.signals.tell("due"))
     return call.answer(key.public(), object_ids=(key.id,))
+
+
+def _check_has(caller: Caller, key: ApiKey) -> None:
+    """Whoever is shown a key's value can do what it can do. Raises errors.InsufficientScope."""
+    needed = key.scopes or frozenset({Scope.REGISTRATIONS_CREATE})
+    if lacking := sorted(needed - caller.key.scopes):
+        raise errors.InsufficientScope(
+            f"This API key cannot give away what it does not have: {', '.join(lacking)}.", param="scopes"
+        )

@@ -14,7 +14,7 @@ from typing import NamedTuple, get_args, get_origin
 
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
-from wabery_server.api import channels, error_pages, examples, health, inbound, projects
+from wabery_server.api import api_keys, channels, error_pages, examples, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
@@ -131,6 +131,7 @@ _MORE: Mapping[object, More] = {
     intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
+    api_keys.rotate: More(refusals=(errors.KeyRevoked,), may_be_empty=True),
     channels.create: More(refusals=(errors.NumberTaken,)),
     error_pages.show: More(media="text/markdown"),
     health.ready: More(refusals=(errors.Unavailable,)),

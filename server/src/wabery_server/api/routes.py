@@ -5,6 +5,7 @@ from wabery_server.accounts import (
     ChannelDraft,
     KeyChanges,
     KeyDraft,
+    KeyRotation,
     ProjectChanges,
     ProjectDraft,
     PublicChannel,
@@ -80,6 +81,8 @@ OPERATIONS: list[Operation] = [
     Operation("GET", _KEYS + "/{id}", api_keys.get, "Get an API key", Scope.KEYS_WRITE, gives=PublicKey),
     Operation("PATCH", _KEYS + "/{id}", api_keys.update, "Change an API key", Scope.KEYS_WRITE, writes=True,
               takes=KeyChanges, gives=PublicKey),
+    Operation("POST", _KEYS + "/{id}/rotate", api_keys.rotate, "Rotate an API key", Scope.KEYS_WRITE, writes=True,
+              takes=KeyRotation, gives=PublicKey),
     Operation("DELETE", _KEYS + "/{id}", api_keys.revoke, "Revoke an API key", Scope.KEYS_WRITE, writes=True,
               gives=PublicKey),
 

@@ -30,6 +30,7 @@ Limit = Annotated[int, Parameter(help="The newest so many.", validator=Number(gt
 
 _EXIT_CODES = {400: USAGE, 401: 3, 403: 3, 404: 4, 409: 5, 422: USAGE, 429: 6, 503: UNREACHABLE}
 _DEFAULT_LIMIT = 100
+_OVERLAP = timedelta(days=1)
 
 
 def app() -> cyclopts.App:
@@ -42,6 +43,7 @@ def app() -> cyclopts.App:
     keys = cyclopts.App(name="keys", help="API keys.")
     keys.command(create_key, name="create")
     keys.command(list_keys, name="list")
+    keys.command(rotate_key, name="rotate")
     keys.command(revoke_key, name="revoke")
     channels = cyclopts.App(name="channels", help="WhatsApp numbers.")
     channels.command(create_channel, name="create")
@@ -185,6 +187,46 @@ def list_keys(*, project: str, limit: Limit = _DEFAULT_LIMIT, json: Json = False
         else:
             now = opened.clock.now()
             _print_table((key.id, key.kind, f"…{key.last4}", _state(key, now), key.name) for key in found)
+
+    _operate(body)
+
+
+def rotate_key(
+    key: str,
+    /,
+    *,
+    project: str,
+    overlap: Annotated[timedelta, Parameter(show_default=False)] = _OVERLAP,
+    json: Json = False,
+) -> None:
+    """Replace a key's value under its id, and print the new one. A secret key is shown this once.
+
+    Parameters
+    ----------
+    key
+        Id of the key: key_….
+    project
+        Id of the project.
+    overlap
+        How long the old value goes on working, up to 7d; 0s when it has leaked. Default: 1d.
+    """
+    from wabery_server import accounts
+
+    async def body(opened: "Opened") -> None:
+        at = opened.clock.now()
+        rotation = _read({"overlap": int(overlap.total_seconds())}, accounts.KeyRotation)
+        owner = await opened.database.run(lambda tx: _project(tx, project))
+        found = await opened.database.run(lambda tx: accounts.find_key(tx, project, key))
+        value = accounts.new_value(owner, found.kind)
+        rotated = await opened.database.run(
+            lambda tx: accounts.rotate_key(tx, found, value, rotation, actor=_actor(), at=at)
+        )
+        shown = rotated.public(value=value)
+        if json:
+            _print_json(shown)
+        else:
+            print(value)
+            say(f"{rotated.id} ({rotated.name}): the old value works until {shown['previous_ends_at']}.")
 
     _operate(body)
 

@@ -47,21 +47,25 @@ create table projects (
 );
 
 create table api_keys (
-    id               text collate "C" primary key,
-    project_id       text collate "C" not null references projects (id),
-    kind             text not null check (kind in ('secret', 'publishable')),
-    name             text not null,
-    hash             bytea not null unique,                 -- SHA-256 of the key
-    public_key       text check ((public_key is not null) = (kind = 'publishable')),
-    last4            text not null,
-    scopes           text[] not null,
-    allowed_origins  text[] not null,                       -- publishable only; empty = any
-    created_at       timestamptz not null,
-    expires_at       timestamptz,
-    revoked_at       timestamptz,
+    id                text collate "C" primary key,
+    project_id        text collate "C" not null references projects (id),
+    kind              text not null check (kind in ('secret', 'publishable')),
+    name              text not null,
+    hash              bytea not null unique,                -- SHA-256 of the key
+    public_key        text check ((public_key is not null) = (kind = 'publishable')),
+    last4             text not null,
+    scopes            text[] not null,
+    allowed_origins   text[] not null,                      -- publishable only; empty = any
+    created_at        timestamptz not null,
+    expires_at        timestamptz,
+    revoked_at        timestamptz,
+    previous_hash     bytea,                                -- of the value before the last rotation
+    previous_ends_at  timestamptz,                          -- until then it works too
     check (kind = 'secret' or scopes = '{}'),
-    check (kind = 'publishable' or allowed_origins = '{}')
+    check (kind = 'publishable' or allowed_origins = '{}'),
+    constraint api_keys_previous check ((previous_hash is null) = (previous_ends_at is null))
 );
+create unique index api_keys_by_previous_hash on api_keys (previous_hash);
 create index api_keys_by_project on api_keys (project_id, id);
 
 -- One WhatsApp number at one provider, belonging to exactly one project.
