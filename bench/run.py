@@ -52,7 +52,7 @@ LIFTED = {
     "WABERY_DELIVERY_ALLOW_NETWORKS": "127.0.0.0/8",
     "WABERY_DELIVERY_ALLOW_PORTS": "any",
     "WABERY_DELIVERY_PER_ENDPOINT": "256",
-    "WABERY_LOG_LEVEL": "warning",
+    "WABERY_MAX_CONNECTIONS": "2",  # the embedded server has 40, and pgbench takes 32 of them
 }
 """One client plays thousands: the limits are counted as always, but do not refuse."""
 POLLED = 100_000
@@ -362,7 +362,10 @@ class Bench:
     def _process(self, command: str, **settings: str) -> Iterator["Server"]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WABERY_")}
         environ |= LIFTED | {"WABERY_DATA_DIR": str(self.folder / "data")} | settings
-        with subprocess.Popen([sys.executable, "-m", "wabery_server", command], env=environ) as process:
+        # The log is written, as in production, to a file that nobody looks at.
+        log = (self.folder / f"{command}.log").open("wb")
+        arguments = [sys.executable, "-m", "wabery_server", command]
+        with log, subprocess.Popen(arguments, env=environ, stderr=log) as process:
             try:
                 yield Server(process)
             finally:

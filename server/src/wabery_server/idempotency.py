@@ -146,6 +146,11 @@ async def projects_with_expired(tx: Tx, now: datetime, limit: int) -> list[str]:
     return [row["id"] for row in await tx.rows(sql.any_project_expired, now, limit)]
 
 
+async def release(tx: Tx, keys: Sequence[Key]) -> None:
+    """Frees keys that this transaction has claimed: what they asked for was refused after all."""
+    await tx.run_each(sql.release, [key.identity for key in keys])
+
+
 async def prune(tx: Tx, project_id: str, now: datetime, limit: int) -> int:
     """Deletes answers whose time is over; returns how many."""
     return len(await tx.rows(sql.prune, project_id, now, limit))

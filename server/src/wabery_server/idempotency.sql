@@ -21,6 +21,9 @@ select p.id from projects p
 where exists (select 1 from idempotency_keys k where k.project_id = p.id and k.expires_at <= $1)
 limit $2;
 
+-- name: release
+delete from idempotency_keys where project_id = $1 and api_key_id = $2 and call = $3 and key = $4;
+
 -- name: prune
 delete from idempotency_keys
 where project_id = $1

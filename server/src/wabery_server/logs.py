@@ -4,12 +4,17 @@ Never a phone number, a token, a key, a message text. What reaches a log line by
 passes the redactor.
 """
 
+import asyncio
+import atexit
 import logging
 import re
 import sys
 from datetime import UTC, datetime
+from typing import TextIO
 
 import msgspec
+
+from wabery_server.clock import iso
 
 log = logging.getLogger("wabery")
 
@@ -32,30 +37,70 @@ def _mask(match: re.Match[str]) -> str:
     return f"{match['wjr'] or match['prefix'] or match['text'] or ''}[redacted]"
 
 
-class JsonFormatter(logging.Formatter):
-    def format(self, record: logging.LogRecord) -> str:
-        line = {
-            "at": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
-            "level": record.levelname.lower(),
-            "event": redact(record.getMessage()),
-            **getattr(record, "facts", {}),
-        }
-        if record.exc_info:
-            line["trace"] = redact(self.formatException(record.exc_info))
-        return _encode(line).decode()
+class Sink(logging.Handler):
+    """Writes JSON lines to a text stream.
+
+    Information is gathered for a tenth of a second, so that a busy process makes one system call for many lines;
+    a warning, and what was gathered before it, is written at once.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        super().__init__()
+        self._stream = stream
+        self._lines: list[str] = []
+        self._timer: asyncio.TimerHandle | None = None
+        atexit.register(self.flush)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        facts: dict[str, object] = getattr(record, "facts", {})
+        trace = redact(logging.Formatter().formatException(record.exc_info)) if record.exc_info else None
+        at = datetime.fromtimestamp(record.created, UTC)
+        self._lines.append(_json(at, record.levelname.lower(), redact(record.getMessage()), facts, trace))
+        self.flush()
+
+    def put(self, event: str, facts: dict[str, object]) -> None:
+        """A line of information, in time."""
+        self._lines.append(_json(datetime.now(UTC), "info", event, facts))
+        if self._timer is None:
+            try:
+                self._timer = asyncio.get_running_loop().call_later(_GATHER_SECONDS, self.flush)
+            except RuntimeError:
+                self.flush()
+
+    def flush(self) -> None:
+        self._timer = None
+        lines, self._lines = self._lines, []
+        if lines:
+            self._stream.write("\n".join(lines) + "\n")
+            self._stream.flush()
+
+
+_GATHER_SECONDS = 0.1
+_sink: Sink | None = None
 
 
 def line(event: str, **facts: object) -> None:
-    """One INFO line; `facts` are ids, codes and numbers, and go out as they are."""
-    if log.isEnabledFor(logging.INFO):
+    """One line of information; `event` is a constant, `facts` are ids, codes and numbers, and go out as they are."""
+    if not log.isEnabledFor(logging.INFO):
+        return
+    if _sink is not None:
+        _sink.put(event, facts)
+    else:
         log.info(event, extra={"facts": facts})
 
 
-def configure(level: str, *, stream: object = None) -> None:
-    """Sends everything as JSON lines to stderr. Raises ValueError for an unknown level."""
-    handler = logging.StreamHandler(stream or sys.stderr)  # type: ignore[arg-type]  # any text stream
-    handler.setFormatter(JsonFormatter())
-    root = logging.getLogger()
-    root.handlers = [handler]
-    root.setLevel(logging.WARNING)
+def configure(level: str, *, stream: TextIO | None = None) -> None:
+    """Sends everything as JSON lines to stderr, or to `stream`. Raises ValueError for an unknown level."""
+    global _sink
     log.setLevel(level.upper())
+    _sink = Sink(stream or sys.stderr)
+    root = logging.getLogger()
+    root.handlers = [_sink]
+    root.setLevel(logging.WARNING)
+
+
+def _json(at: datetime, level: str, event: str, facts: dict[str, object], trace: str | None = None) -> str:
+    whole: dict[str, object] = {"at": iso(at), "level": level, "event": event, **facts}
+    if trace is not None:
+        whole["trace"] = trace
+    return _encode(whole).decode()

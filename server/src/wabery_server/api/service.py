@@ -47,13 +47,16 @@ class Service:
         self.draining = False
         grouped = settings.batch_per_project
         self.minting: Batcher[Mint, Minted] = Batcher(
-            database, self._mint, group=(lambda mint: mint.intent.project_id) if grouped else None
+            database,
+            self._mint,
+            bare=intents.plain,
+            group=(lambda mint: mint.intent.project_id) if grouped else None,
         )
         self.reading: Batcher[tuple[str, str], Intent | None] = Batcher(
             database,
             intents.find,
             lanes=settings.read_lanes,
-            reads=True,
+            bare=lambda _wanted: True,
             group=(lambda wanted: wanted[0]) if grouped else None,
         )
         self.receiving: Batcher[Inbound, Received] = Batcher(

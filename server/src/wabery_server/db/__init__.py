@@ -133,27 +133,26 @@ _LANE = {"enable_seqscan": "off"}
 
 
 class Lane:
-    """One connection that runs one transaction after another: the hot statements stay prepared on it.
+    """One connection that runs one transaction after another: the hot statements stay prepared on it."""
 
-    A lane that only `reads` saves itself the begin and the commit around each statement.
-    """
-
-    def __init__(self, source: Source, *, reads: bool = False) -> None:
+    def __init__(self, source: Source) -> None:
         self._source = source
-        self._reads = reads
         self._connection: asyncpg.Connection[Row] | None = None
         self._turn = asyncio.Lock()
 
-    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE) -> T:
-        """Runs `work` in a transaction and commits it, again where that is safe. Raises errors.Unavailable."""
-        return await _until(deadline, lambda: self._once(work))
+    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE, bare: bool = False) -> T:
+        """Runs `work` in a transaction and commits it, again where that is safe. Raises errors.Unavailable.
 
-    async def _once(self, work: Work[T]) -> T:
+        `bare`: the work writes with one statement at most, and so saves the begin and the commit around it.
+        """
+        return await _until(deadline, lambda: self._once(work, bare))
+
+    async def _once(self, work: Work[T], bare: bool) -> T:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._source.connect(**_LANE)
             try:
-                if self._reads:
+                if bare:
                     return await work(Tx(self._connection))
                 async with self._connection.transaction():
                     return await work(Tx(self._connection))
@@ -196,8 +195,8 @@ class Database:
             for lane in self._lanes:
                 stack.push_async_callback(lane.close)
 
-    def lane(self, *, reads: bool = False) -> Lane:
-        lane = Lane(self.source, reads=reads)
+    def lane(self) -> Lane:
+        lane = Lane(self.source)
         self._lanes.append(lane)
         return lane
 

@@ -25,8 +25,8 @@ class Batcher(Generic[Item, Result]):
     `flush(tx, items)` returns one result per item, in order; an exception in the list goes to that item's caller
     alone, while the others commit. When the transaction itself fails, its items are run one by one, so that a row the
     database refuses harms nobody else. `keys(item)` names what a batch may hold only once; a second item with a key of
-    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus). `reads`: the flush is one statement that
-    writes nothing, and needs no transaction.
+    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus). `bare(items)` tells
+    whether their flush is a single statement, which needs no transaction around it.
     """
 
     def __init__(
@@ -35,18 +35,19 @@ class Batcher(Generic[Item, Result]):
         flush: Callable[[Tx, list[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         lanes: int = 1,
-        reads: bool = False,
+        bare: Callable[[list[Item]], bool] | None = None,
         keys: Callable[[Item], Iterable[Hashable]] | None = None,
         group: Callable[[Item], Hashable] | None = None,
         max_batch: int = MAX_BATCH,
         max_queue: int = MAX_QUEUE,
     ) -> None:
         self._flush = flush
+        self._bare = bare
         self._keys = keys
         self._group = group
         self._max_batch = max_batch
         self._max_queue = max_queue
-        self._idle = [database.lane(reads=reads) for _ in range(lanes)]
+        self._idle = [database.lane() for _ in range(lanes)]
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._held: set[Hashable] = set()
         self._running: set[asyncio.Task[None]] = set()
@@ -122,32 +123,42 @@ class Batcher(Generic[Item, Result]):
     async def _serve(
         self, lane: Lane, batch: list[tuple[Item, "asyncio.Future[Result]"]], held: set[Hashable]
     ) -> None:
+        items = [item for item, _ in batch]
+        results: Sequence[Result | Exception] = []
         try:
-            items = [item for item, _ in batch]
-            try:
-                results = await lane.run(lambda tx: self._flush(tx, items))
-            except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
-                if len(batch) == 1 or _is_outage(failure):
-                    for _, future in batch:
-                        _settle(future, failure)
-                else:
-                    await self._one_by_one(lane, batch)
+            bare = self._bare is not None and self._bare(items)
+            results = await lane.run(lambda tx: self._flushed(tx, items), bare=bare)
+        except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
+            if len(batch) == 1 or _is_outage(failure):
+                results = [failure] * len(batch)
             else:
-                for (_, future), result in zip(batch, results, strict=True):
-                    _settle(future, result)
+                await self._one_by_one(lane, batch)
         finally:
+            # The next batch is on its way before the callers of this one go on: the database need not wait for them.
             self._held -= held
             self._idle.append(lane)
             self._start()
+        for (_, future), result in zip(batch, results, strict=False):
+            _settle(future, result)
 
     async def _one_by_one(self, lane: Lane, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
+        outage: Exception | None = None
         for item, future in batch:
+            if outage is not None:
+                _settle(future, outage)
+                continue
             try:
-                (result,) = await lane.run(lambda tx, item=item: self._flush(tx, [item]), deadline=_SINGLE)  # type: ignore[misc]
+                (result,) = await lane.run(lambda tx, item=item: self._flushed(tx, [item]), deadline=_SINGLE)  # type: ignore[misc]
             except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
                 _settle(future, failure)
+                outage = failure if _is_outage(failure) else None
             else:
                 _settle(future, result)
+
+    async def _flushed(self, tx: Tx, items: list[Item]) -> Sequence[Result | Exception]:
+        results = await self._flush(tx, items)
+        assert len(results) == len(items), "a flush answers every item, or nobody answers its caller"
+        return results
 
 
 _SINGLE = timedelta(seconds=2)

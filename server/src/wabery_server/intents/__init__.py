@@ -43,7 +43,7 @@ from wabery_server.intents.intent import (
     shown,
     wa_link,
 )
-from wabery_server.intents.mint import MAX_PENDING, Mint, Minted, mint
+from wabery_server.intents.mint import MAX_PENDING, Mint, Minted, mint, plain
 from wabery_server.intents.redeem import Arrival, Redeemed, Verdict, judge, lock, redeem
 from wabery_server.intents.tokens import Found, find_tokens, redact_tokens
 
@@ -75,6 +75,7 @@ __all__ = [
     "lock",
     "mint",
     "note_opened",
+    "plain",
     "projects_with_due",
     "redact_tokens",
     "redeem",

@@ -3,20 +3,29 @@ i.project_id, i.id, i.status, i.customer_reference, i.metadata, i.reference_trus
     i.locale, i.secret_version, i.created_at, i.expires_at, i.ended_at, i.rejection_reason, i.contact_id,
     i.message_id, i.joined_at, i.already_linked, i.opened_at, i.opened_via
 
--- name: pending, hot
+-- name: insert, hot
+-- Written only while its reference and trust class has room, and nothing comes back where it has none: one statement
+-- decides, so that it needs no look before and, alone, no transaction around it. A transaction that runs again after a
+-- commit it did not hear of meets its own row. `not in` keeps the planner from the index of all that is pending.
+insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
+    api_key_id, locale, token_hash, token_prefix, secret_version, created_at, expires_at)
+select $1, $2, 'PENDING', $3::text, $4::json, $5::text, $6, $7, $8, $9::bytea, $10, $11::integer,
+    $12::timestamptz, $13::timestamptz
+where (
+    select count(*) from registration_intents p
+    where p.project_id = $1::text and p.customer_reference = $3::text and p.reference_trust = $5::text
+      and p.status not in ('JOINED', 'REJECTED', 'EXPIRED') and p.expires_at > $12::timestamptz) < $14::integer
+on conflict (project_id, id) do nothing
+returning id;
+
+-- name: pending
 -- What is pending for a reference and trust class, oldest first.
-select i.project_id, i.customer_reference, i.reference_trust, i.id
+select {columns}
 from registration_intents i
 where i.project_id = $1 and i.customer_reference = $2 and i.reference_trust = $3
   and i.status = 'PENDING' and i.expires_at > $4
-order by i.id;
-
--- name: insert, hot
--- A transaction that runs again after a commit it did not hear of finds its own row.
-insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
-    api_key_id, locale, token_hash, token_prefix, secret_version, created_at, expires_at)
-values ($1, $2, 'PENDING', $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)
-on conflict (project_id, id) do nothing;
+order by i.id
+for update of i;
 
 -- name: find, hot
 select {columns}

@@ -1,17 +1,17 @@
 """Minting: many intents in one transaction, each answered by itself."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterable, Sequence
+from datetime import timedelta
 from typing import NamedTuple
 
 from msgspec import Struct
 
 from wabery_server import errors, idempotency, outbox
 from wabery_server.accounts import Project
-from wabery_server.db import Tx
+from wabery_server.db import Conflict, Tx
 from wabery_server.intents import tell
 from wabery_server.intents.end import reject
-from wabery_server.intents.intent import Intent, RejectionReason, Status, read_row, sql
+from wabery_server.intents.intent import Intent, RejectionReason, read_row, sql
 from wabery_server.secrets import Keyring, hash_token
 
 MAX_PENDING = 5
@@ -43,90 +43,86 @@ async def mint(
     """Writes intents; one result per mint, in order. Refusals are results, so that neighbours are not harmed.
 
     1. Mints with the same Idempotency-Key are one mint.
-    2. A reference and trust class with five pending is full: the oldest is superseded, or the mint is refused.
-    3. The answer is written under its Idempotency-Key; one that was there before is replayed.
-    4. The intents are inserted, and announced where somebody asked for it.
+    2. The answer is written under its key; one that was there before is replayed.
+    3. The intents are inserted, each where its reference and trust class has fewer than five pending.
+    4. Where it is full, the oldest is superseded, or the mint is refused and its key is free again.
+    5. It is announced where somebody asked for it.
+
+    Mints that are `plain` need one statement and no transaction.
     """
-    if not mints:
-        return []
-    folded: dict[tuple[str, str, str, str], int] = {}
     results: list[Minted | errors.WaberyError | None] = [None] * len(mints)
-    twins: list[tuple[int, int]] = []
-    alone: list[int] = []
-    for number, wanted in enumerate(mints):
-        first = folded.setdefault(wanted.key.identity, number) if wanted.key else number
-        if first == number:
-            alone.append(number)
-        else:
-            twins.append((number, first))
-    refused, superseded = await _make_room(tx, mints, alone)
-    results_of_refused = await _replays(tx, mints, refused, keyring)
-    for number, refusal in refused.items():
-        results[number] = results_of_refused.get(number, refusal)
-    going = [number for number in alone if results[number] is None]
-    with_key = [number for number in going if mints[number].key]
-    if with_key:
-        claims = await idempotency.claim(
-            tx,
-            [(key, one.answer, (one.intent.id,)) for one in (mints[n] for n in with_key) if (key := one.key)],
-            keyring=keyring,
-            at=mints[with_key[0]].intent.created_at,
-            keep=keep,
-        )
-        for number, claim in zip(with_key, claims, strict=True):
-            if claim is not None:
-                results[number] = Minted(claim, True) if isinstance(claim, idempotency.Stored) else claim
-    fresh = [number for number in going if results[number] is None]
-    await tx.run_each(sql.insert, [_columns(mints[number]) for number in fresh])
-    if ending := [old for number in fresh for old in superseded.get(number, ())]:
-        projects = {mints[number].project.id: mints[number].project for number in fresh}
-        await _supersede(tx, ending, projects, mints[fresh[0]].intent.created_at)
-    if created := [tell.created(mints[n].intent, mints[n].project) for n in fresh if mints[n].announce]:
-        await outbox.record(tx, created, {mints[n].project.id: mints[n].project for n in fresh})
+    firsts: dict[tuple[str, str, str, str], int] = {}
+    twins: dict[int, int] = {}
+    for number, one in enumerate(mints):
+        if one.key is not None and (first := firsts.setdefault(one.key.identity, number)) != number:
+            twins[number] = first
+    if firsts:
+        for number, claim in (await _claimed(tx, mints, list(firsts.values()), keyring, keep)).items():
+            results[number] = claim
+    fresh = [n for n in range(len(mints)) if n not in twins and results[n] is None]
+    written = await _inserted(tx, [mints[n] for n in fresh])
     for number in fresh:
-        results[number] = Minted(mints[number].answer, False)
-    for number, first in twins:
+        if mints[number].intent.id in written or await _fits_after_all(tx, mints[number]):
+            results[number] = Minted(mints[number].answer, False)
+        else:
+            results[number] = _full(mints[number].intent)
+    refused = [key for n in fresh if isinstance(results[n], errors.WaberyError) and (key := mints[n].key)]
+    await idempotency.release(tx, refused)
+    await _announce(tx, [mints[n] for n in fresh if mints[n].announce and isinstance(results[n], Minted)])
+    for number, first in twins.items():
         results[number] = _twin(mints[number], mints[first], results[first])
     return [result for result in results if result is not None]
 
 
-async def _make_room(
-    tx: Tx, mints: Sequence[Mint], numbers: Sequence[int]
-) -> tuple[dict[int, errors.WaberyError], dict[int, list[tuple[str, str]]]]:
-    """Which mints find their reference full, and which pending intents make room for the others."""
-    asked = dict.fromkeys(_class(mints[number].intent) for number in numbers)
-    pending: dict[tuple[str, str, str], list[str]] = {}
-    at = mints[numbers[0]].intent.created_at
-    for row in await tx.rows_each(sql.pending, [(*one, at) for one in asked]):
-        where = (row["project_id"], row["customer_reference"], row["reference_trust"])
-        pending.setdefault(where, []).append(row["id"])
-    refused: dict[int, errors.WaberyError] = {}
-    superseded: dict[int, list[tuple[str, str]]] = {}
-    for number in numbers:
-        intent = mints[number].intent
-        waiting = pending.setdefault(_class(intent), [])
-        if len(waiting) >= MAX_PENDING and not mints[number].project.supersede:
-            refused[number] = (
-                errors.TooManyPending() if intent.trusted else errors.TooManyPendingHere(retry_after=60)
-            )
-            continue
-        oldest = waiting[: max(0, len(waiting) - MAX_PENDING + 1)]
-        superseded[number] = [(intent.project_id, old) for old in oldest]
-        pending[_class(intent)] = [*waiting[len(oldest) :], intent.id]
-    return refused, superseded
+def plain(mints: Iterable[Mint]) -> bool:
+    """Whether writing these is one statement, which is atomic by itself."""
+    return not any(one.key or one.announce or one.project.supersede for one in mints)
 
 
-async def _replays(
-    tx: Tx, mints: Sequence[Mint], refused: Iterable[int], keyring: Keyring
+async def _claimed(
+    tx: Tx, mints: Sequence[Mint], numbers: Sequence[int], keyring: Keyring, keep: timedelta
 ) -> dict[int, Minted | errors.WaberyError]:
-    """Retries among the refused: what was answered before is answered again, however full it is now."""
-    keys = {number: key for number in refused if (key := mints[number].key)}
-    if not keys:
-        return {}
-    at = mints[next(iter(keys))].intent.created_at
-    found = await idempotency.find(tx, list(keys.values()), keyring=keyring, at=at)
-    stored = {number: found[key.identity] for number, key in keys.items() if key.identity in found}
-    return {n: Minted(one, True) if isinstance(one, idempotency.Stored) else one for n, one in stored.items()}
+    """Which of these mints are answered already, by their keys; the answers of the others are written."""
+    rows = [(key, mints[n].answer, (mints[n].intent.id,)) for n in numbers if (key := mints[n].key)]
+    at = mints[numbers[0]].intent.created_at
+    claims = await idempotency.claim(tx, rows, keyring=keyring, at=at, keep=keep)
+    return {
+        number: Minted(claim, True) if isinstance(claim, idempotency.Stored) else claim
+        for number, claim in zip(numbers, claims, strict=True)
+        if claim is not None
+    }
+
+
+async def _inserted(tx: Tx, mints: Sequence[Mint]) -> set[str]:
+    rows = await tx.rows_each(sql.insert, [(*_columns(one), MAX_PENDING) for one in mints])
+    return {row["id"] for row in rows}
+
+
+async def _fits_after_all(tx: Tx, one: Mint) -> bool:
+    """A mint that was not written: it is there already, since this transaction runs again, or it supersedes."""
+    intent = one.intent
+    if await tx.row(sql.find, intent.project_id, intent.id) is not None:
+        return True
+    if not one.project.supersede:
+        return False
+    which = (intent.project_id, intent.customer_reference, intent.reference_trust, intent.created_at)
+    waiting = [read_row(row) for row in await tx.rows(sql.pending, *which)]
+    oldest = waiting[: max(0, len(waiting) - MAX_PENDING + 1)]
+    projects = {one.project.id: one.project}
+    await reject(tx, oldest, RejectionReason.SUPERSEDED, projects=projects, at=intent.created_at)
+    if not await _inserted(tx, [one]):
+        raise Conflict("another process filled the room that was made")
+    return True
+
+
+def _full(intent: Intent) -> errors.WaberyError:
+    return errors.TooManyPending() if intent.trusted else errors.TooManyPendingHere(retry_after=60)
+
+
+async def _announce(tx: Tx, mints: Sequence[Mint]) -> None:
+    if mints:
+        events = [tell.created(one.intent, one.project) for one in mints]
+        await outbox.record(tx, events, {one.project.id: one.project for one in mints})
 
 
 def _twin(twin: Mint, first: Mint, result: Minted | errors.WaberyError | None) -> Minted | errors.WaberyError:
@@ -136,18 +132,6 @@ def _twin(twin: Mint, first: Mint, result: Minted | errors.WaberyError | None) -
     if twin.key.request_hash != first.key.request_hash:
         return errors.IdempotencyKeyReused(param="Idempotency-Key")
     return Minted(result.answer, True) if isinstance(result, Minted) else result
-
-
-async def _supersede(
-    tx: Tx, old: Sequence[tuple[str, str]], projects: Mapping[str, Project], at: datetime
-) -> None:
-    rows = await tx.rows_each(sql.lock, sorted(set(old)))
-    found = [intent for row in rows if (intent := read_row(row)).status == Status.PENDING]
-    await reject(tx, found, RejectionReason.SUPERSEDED, projects=projects, at=at)
-
-
-def _class(intent: Intent) -> tuple[str, str, str]:
-    return intent.project_id, intent.customer_reference, intent.reference_trust
 
 
 def _columns(one: Mint) -> tuple[object, ...]:
