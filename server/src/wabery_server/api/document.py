@@ -275,7 +275,9 @@ def _document(operations: Sequence[Operation]) -> Json:
                 name: {"description": what, "schema": schema} for name, (schema, what) in _HEADERS.items()
             },
             "examples": {
-                _example_name(refusal): {"value": examples.error(refusal)} for refusal in errors.catalogue()
+                _example_name(refusal): {"value": examples.error(refusal)}
+                for refusal in errors.catalogue()
+                if refusal not in OUTSIDE
             },
             "securitySchemes": {
                 "secretKey": {
@@ -530,6 +532,7 @@ def _webhook(event: EventType, types: Schemas) -> Json:
         "tags": ["webhooks"],
         "summary": about.partition(". ")[0].partition("\n")[0].rstrip("."),
         "description": about,
+        "security": [],
         "parameters": [_header(name, what) | {"required": required} for name, what, required in SIGNATURES],
         "requestBody": {
             "required": True,
