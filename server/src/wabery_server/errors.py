@@ -256,7 +256,7 @@ class AlreadyJoined(WaberyError):
 
     code, status = "already_joined", 409
     message = "This registration intent has already been joined."
-    hint = "Unlink the contact instead."
+    hint = "A join cannot be cancelled; mint a new intent to link somebody else."
 
 
 class NotPending(WaberyError):
