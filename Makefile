@@ -1,4 +1,4 @@
-# Every command a person or CI runs. Each installs what it needs into this clone (.venv), nothing outside it.
+# Every command a person or CI runs. Each installs what it needs into this clone (.venv, node_modules), nothing outside it.
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
@@ -19,8 +19,9 @@ demo: .venv/installed ## the whole story, headless: mint, send, join, signed web
 
 test: check ## every check, then every test
 	@$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
+	@npm test --silent
 
-check: .venv/installed ## formatting, lint, types, import rule, migrations, openapi.json, docs/reference
+check: .venv/installed node_modules/installed ## formatting, lint, types, import rule, migrations, openapi.json, docs/reference
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
@@ -49,7 +50,7 @@ lock: .venv/installed ## resolve the requirement files anew, with hashes
 	    ../server/pyproject.toml $$([ $$f = dev ] && echo ../sdks/python/pyproject.toml --all-extras dev.in) -o $$f.txt >/dev/null; done
 
 clean: ## remove what the commands above made
-	rm -rf .venv .wabery .*_cache .hypothesis
+	rm -rf .venv .wabery .*_cache .hypothesis node_modules sdks/typescript/dist
 
 .venv/installed: requirements/dev.txt server/pyproject.toml sdks/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wabery needs Python 3.11 or later; try: make PYTHON=python3.12 ..." >&2; exit 1; }
@@ -57,4 +58,10 @@ clean: ## remove what the commands above made
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --no-build-isolation --no-deps -e sdks/python -e server
+	@touch $@
+
+node_modules/installed: package-lock.json sdks/typescript/package.json
+	@echo "Installing into node_modules (once)" >&2
+	@npm ci --no-audit --no-fund --silent
+	@npm run build --silent
 	@touch $@
