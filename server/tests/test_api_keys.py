@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from conftest import INTENTS, App, Tenant
+from world import INTENTS, App, Tenant
 
 from wabery_server.clock import MovableClock, iso
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import App, Tenant
+from world import App, Tenant
 
 CHANNELS = "/v1/channels"
 APP_SECRET = "0123456789abcdef0123456789abcdef"

@@ -7,7 +7,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from conftest import BEN, INTENTS, App, Tenant, tenant
+from world import BEN, INTENTS, App, Tenant, tenant
 
 from wabery import webhooks
 from wabery_server import accounts, errors, ids, intents, outbox

@@ -4,8 +4,8 @@ from typing import Any
 
 import meta_bodies
 import pytest
-from conftest import ANA, BEN, INTENTS, App, Tenant
 from msgspec.structs import replace
+from world import ANA, BEN, INTENTS, App, Tenant
 
 from wabery_server.accounts import Channel
 from wabery_server.contacts import Identity

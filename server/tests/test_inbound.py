@@ -11,8 +11,8 @@ from typing import Any
 import meta_bodies
 import msgspec
 import pytest
-from conftest import ANA, BEN, App, Reply, Tenant, tenant
 from meta_bodies import Json
+from world import ANA, BEN, App, Reply, Tenant, tenant
 
 from wabery_server import accounts
 from wabery_server.accounts import ChannelChanges

@@ -7,8 +7,8 @@ from typing import Any
 import meta_bodies
 import msgspec
 import pytest
-from conftest import ANA, BEN, INTENTS, App, Reply, Tenant
 from snapshots import holdings
+from world import ANA, BEN, INTENTS, App, Reply, Tenant
 
 from wabery_server import accounts
 from wabery_server.accounts import KeyDraft, Scope

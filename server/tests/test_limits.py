@@ -5,10 +5,10 @@ from datetime import timedelta
 from ipaddress import ip_network
 
 import pytest
-from conftest import ANA, BEN, INTENTS, App, Reply, Tenant, tenant
 from hypothesis import given
 from hypothesis import strategies as st
 from snapshots import holdings
+from world import ANA, BEN, INTENTS, App, Reply, Tenant, tenant
 
 from wabery_server.clock import MovableClock
 from wabery_server.intents import MAX_PENDING

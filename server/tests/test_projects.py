@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from conftest import App, Tenant
+from world import App, Tenant
 
 from wabery_server import accounts
 from wabery_server.accounts import KeyDraft, ProjectDraft, Scope

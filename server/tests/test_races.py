@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from conftest import ANA, BEN, INTENTS, App, Reply, Tenant, serving, tenant
+from world import ANA, BEN, INTENTS, App, Reply, Tenant, serving, tenant
 
 from wabery_server import intents
 from wabery_server.clock import MovableClock

@@ -1,6 +1,6 @@
 """The heart of the product: a minted link, a message, a join."""
 
-from conftest import BEN, App, Tenant
+from world import BEN, App, Tenant
 
 
 async def test_a_person_who_sends_the_prefilled_text_joins(app: App, acme: Tenant) -> None:

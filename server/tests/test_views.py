@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 import pytest
-from conftest import ANA, BEN, INTENTS, App, Tenant
+from world import ANA, BEN, INTENTS, App, Tenant
 
 from wabery_server import accounts, intents, outbox
 from wabery_server.accounts import KeyDraft, ProjectDraft
