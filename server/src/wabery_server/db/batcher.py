@@ -10,7 +10,7 @@ from datetime import timedelta
 from typing import Generic, TypeVar
 
 from wabery_server import errors
-from wabery_server.db import CONTENTION, Database, Lane, Tx
+from wabery_server.db import CONTENTION, DEADLINE, Database, Lane, Tx
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -25,8 +25,9 @@ class Batcher(Generic[Item, Result]):
     `flush(tx, items)` returns one result per item, in order; an exception in the list goes to that item's caller
     alone, while the others commit. When the transaction itself fails, its items are run one by one, so that a row the
     database refuses harms nobody else. `keys(item)` names what a batch may hold only once; a second item with a key of
-    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus). `bare(items)` tells
-    whether their flush is a single statement, which needs no transaction around it.
+    the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus). `bare(items)`
+    tells whether their flush is a single statement, which needs no transaction around it. A batch is tried again for
+    `deadline`.
     """
 
     def __init__(
@@ -40,6 +41,7 @@ class Batcher(Generic[Item, Result]):
         group: Callable[[Item], Hashable] | None = None,
         max_batch: int = MAX_BATCH,
         max_queue: int = MAX_QUEUE,
+        deadline: timedelta = DEADLINE,
     ) -> None:
         self._flush = flush
         self._bare = bare
@@ -47,6 +49,7 @@ class Batcher(Generic[Item, Result]):
         self._group = group
         self._max_batch = max_batch
         self._max_queue = max_queue
+        self._deadline = deadline
         self._idle = [database.lane() for _ in range(lanes)]
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._held: set[Hashable] = set()
@@ -127,7 +130,7 @@ class Batcher(Generic[Item, Result]):
         results: Sequence[Result | Exception] = []
         try:
             bare = self._bare is not None and self._bare(items)
-            results = await lane.run(lambda tx: self._flushed(tx, items), bare=bare)
+            results = await lane.run(lambda tx: self._flushed(tx, items), deadline=self._deadline, bare=bare)
         except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
             if len(batch) == 1 or _is_outage(failure):
                 results = [failure] * len(batch)
@@ -143,12 +146,13 @@ class Batcher(Generic[Item, Result]):
 
     async def _one_by_one(self, lane: Lane, batch: list[tuple[Item, "asyncio.Future[Result]"]]) -> None:
         outage: Exception | None = None
+        deadline = min(self._deadline, _SINGLE)
         for item, future in batch:
             if outage is not None:
                 _settle(future, outage)
                 continue
             try:
-                (result,) = await lane.run(lambda tx, item=item: self._flushed(tx, [item]), deadline=_SINGLE)  # type: ignore[misc]
+                (result,) = await lane.run(lambda tx, item=item: self._flushed(tx, [item]), deadline=deadline)  # type: ignore[misc]
             except Exception as failure:  # noqa: BLE001  # whatever it is, it is the callers' answer
                 _settle(future, failure)
                 outage = failure if _is_outage(failure) else None
