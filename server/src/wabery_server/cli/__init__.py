@@ -114,13 +114,15 @@ def migrate(*, check: Annotated[bool, Parameter(negative="")] = False) -> None:
         Change nothing; exit with 1 when something is pending.
     """
     from wabery_server import main as house
+    from wabery_server.db.migrate import MigrationError, pending
     from wabery_server.db.migrate import migrate as bring
-    from wabery_server.db.migrate import pending
 
     async def body(ground: house.Ground) -> int:
         connection = await house.connected(ground)
         try:
             todo = await (pending(connection) if check else bring(connection))
+        except MigrationError as failure:
+            raise house.CannotStart(str(failure)) from failure
         finally:
             await connection.close()
         for migration in todo:

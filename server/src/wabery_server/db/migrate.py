@@ -15,6 +15,7 @@ from wabery_server.db import Row
 HERE = Path(__file__).parent
 _TURN = 0x57414245_5259
 """Advisory lock: who migrates. Correctness does not hang on it, a second runner would only fail loudly."""
+_APPLY_SECONDS = 600
 
 
 class MigrationError(Exception):
@@ -52,24 +53,39 @@ async def pending(connection: "asyncpg.Connection[Row]") -> list[Migration]:
 
 
 async def migrate(connection: "asyncpg.Connection[Row]", *, from_schema: bool = True) -> list[Migration]:
-    """Applies what is pending and says what it was. `from_schema=False` builds even a new database step by step."""
+    """Applies what is pending and says what it was. `from_schema=False` builds even a new database step by step.
+
+    Raises MigrationError; what came before the step that failed stays applied.
+    """
     await connection.execute("set lock_timeout = '30s'")
-    await connection.execute("select pg_advisory_lock($1)", _TURN, timeout=60)
+    try:
+        await connection.execute("select pg_advisory_lock($1)", _TURN, timeout=60)
+    except asyncpg.LockNotAvailableError as failure:
+        raise MigrationError(
+            "Another process has been migrating for 30 seconds: try again later."
+        ) from failure
     try:
         todo = await pending(connection)
         if todo and todo[0].version == 1 and from_schema:
-            async with connection.transaction():
-                await connection.execute((HERE / "schema.sql").read_text())
-                for migration in todo:
-                    await _stamp(connection, migration)
-            return todo
-        for migration in todo:
-            async with connection.transaction():
-                await connection.execute(migration.sql, timeout=600)
-                await _stamp(connection, migration)
+            await _apply(connection, (HERE / "schema.sql").read_text(), todo)
+        else:
+            for migration in todo:
+                await _apply(connection, migration.sql, [migration])
         return todo
     finally:
-        await connection.execute("select pg_advisory_unlock($1)", _TURN)
+        if not connection.is_closed():
+            await connection.execute("select pg_advisory_unlock($1)", _TURN)
+
+
+async def _apply(connection: "asyncpg.Connection[Row]", sql: str, steps: list[Migration]) -> None:
+    try:
+        async with connection.transaction():
+            await connection.execute(sql, timeout=_APPLY_SECONDS)
+            for migration in steps:
+                await _stamp(connection, migration)
+    except asyncpg.PostgresError as failure:
+        name = f"{steps[-1].version:04d} {steps[-1].name}"
+        raise MigrationError(f"Migration {name} failed and left nothing behind: {failure}") from failure
 
 
 async def _version(connection: "asyncpg.Connection[Row]") -> int:

@@ -1,0 +1,174 @@
+"""`wabery migrate`: a database is new, old, up to date or too new, and is told apart in each case."""
+
+import asyncio
+import os
+import sys
+from collections.abc import AsyncIterator
+from typing import NamedTuple
+from urllib.parse import quote
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+from wabery_server.db import Row, Source
+from wabery_server.db import migrate as room
+from wabery_server.db.embedded import Embedded
+from wabery_server.db.migrate import Migration, MigrationError, migrate, migrations, pending
+
+EMPTY = "select count(*) = 0 from pg_class where relnamespace = 'public'::regnamespace"
+
+
+@pytest.fixture
+async def empty(pg: Embedded) -> AsyncIterator[Source]:
+    """A database without anything in it."""
+    name = f"t_{uuid4().hex}"
+    parts = pg.address.dsn_kwargs()
+    admin = await asyncpg.connect(**parts)
+    await admin.execute(f"create database {name}")
+    yield Source(parts={**parts, "database": name})
+    await admin.execute(f"drop database {name} with (force)")
+    await admin.close()
+
+
+@pytest.fixture
+async def connection(empty: Source) -> AsyncIterator["asyncpg.Connection[Row]"]:
+    connection = await empty.connect()
+    yield connection
+    await connection.close()
+
+
+class Ended(NamedTuple):
+    code: int
+    said: str
+
+
+async def wabery(source: Source, *words: str) -> Ended:
+    """Runs a command against the database, as an operator would; returns its exit code and its stderr."""
+    parts = source.parts
+    dsn = f"postgresql://{parts['user']}@/{parts['database']}?host={quote(str(parts['host']))}&port={parts['port']}"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "wabery_server",
+        *words,
+        stdin=asyncio.subprocess.DEVNULL,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env={
+            "PATH": os.environ["PATH"],
+            "DATABASE_URL": dsn,
+            "WABERY_SECRET_KEY": "s" * 40,
+            "WABERY_PORT": "0",
+        },
+    )
+    _, said = await asyncio.wait_for(process.communicate(), 60)
+    assert process.returncode is not None
+    return Ended(process.returncode, said.decode())
+
+
+def steps(verb: str) -> str:
+    return "".join(f"{verb}: {one.version:04d} {one.name}\n" for one in migrations())
+
+
+async def test_check_says_what_is_missing_with_exit_code_1_and_changes_nothing(
+    empty: Source, connection: "asyncpg.Connection[Row]"
+) -> None:
+    ended = await wabery(empty, "migrate", "--check")
+
+    assert ended == (1, steps("pending"))
+    assert await connection.fetchval(EMPTY)
+
+
+async def test_migrate_builds_the_database_once(empty: Source) -> None:
+    first = await wabery(empty, "migrate")
+    second = await wabery(empty, "migrate")
+    check = await wabery(empty, "migrate", "--check")
+
+    assert first == (0, steps("applied"))
+    assert second == check == (0, "The database is up to date.\n")
+
+
+async def test_two_that_migrate_at_once_take_turns(empty: Source) -> None:
+    ends = await asyncio.gather(wabery(empty, "migrate"), wabery(empty, "migrate"))
+
+    assert sorted(ends) == [(0, "The database is up to date.\n"), (0, steps("applied"))]
+
+
+@pytest.mark.parametrize("words", [["migrate"], ["migrate", "--check"], ["serve"], ["worker"]])
+async def test_a_database_of_a_newer_version_is_refused_in_one_line(
+    empty: Source, connection: "asyncpg.Connection[Row]", words: list[str]
+) -> None:
+    await migrate(connection)
+    await connection.execute("insert into schema_migrations values (999, 'tomorrow', '2027-01-01Z')")
+
+    ended = await wabery(empty, *words)
+
+    known = len(migrations())
+    assert ended == (
+        7,
+        f"wabery: The database is at version 999, this program knows only {known}: run a newer Wabery.\n",
+    )
+
+
+@pytest.mark.parametrize("command", ["serve", "worker"])
+async def test_a_database_that_was_never_migrated_is_not_touched_by_who_serves(
+    empty: Source, connection: "asyncpg.Connection[Row]", command: str
+) -> None:
+    ended = await wabery(empty, command)
+
+    assert ended == (
+        7,
+        f"wabery: The database lacks {len(migrations())} migrations: run `wabery migrate`.\n",
+    )
+    assert await connection.fetchval(EMPTY)
+
+
+async def test_an_unreachable_database_is_one_line(empty: Source) -> None:
+    nowhere = Source(parts={**empty.parts, "port": 1})
+
+    ended = await wabery(nowhere, "migrate", "--check")
+
+    assert ended.code == 7
+    assert ended.said.startswith("wabery: The database cannot be reached: ")
+    assert ended.said.count("\n") == 1
+
+
+async def test_a_step_that_fails_leaves_the_steps_before_it_and_nothing_of_itself(
+    connection: "asyncpg.Connection[Row]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(connection)
+    known = migrations()
+    version = len(known)
+    better = [
+        *known,
+        Migration(version + 1, "good", "create table good (n integer)"),
+        Migration(version + 2, "bad", "create table bad (n integer); select no_such_function()"),
+        Migration(version + 3, "never", "create table never (n integer)"),
+    ]
+    monkeypatch.setattr(room, "migrations", lambda: better)
+
+    with pytest.raises(MigrationError, match=f"{version + 2:04d} bad failed and left nothing behind"):
+        await migrate(connection)
+
+    tables = await connection.fetch("select relname from pg_class where relname in ('good', 'bad', 'never')")
+    assert [row["relname"] for row in tables] == ["good"]
+    assert [one.name for one in await pending(connection)] == ["bad", "never"]
+    held = "select count(*) from pg_locks l join pg_database d on d.oid = l.database"
+    held += " where l.locktype = 'advisory' and d.datname = current_database()"
+    assert await connection.fetchval(held) == 0
+
+
+async def test_an_older_database_gets_only_what_it_lacks(
+    connection: "asyncpg.Connection[Row]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = migrations()
+    monkeypatch.setattr(room, "migrations", lambda: known[:1])
+    await migrate(connection, from_schema=False)
+    monkeypatch.setattr(room, "migrations", lambda: known)
+
+    applied = await migrate(connection)
+
+    assert applied == known[1:]
+    stamped = await connection.fetch("select version, name from schema_migrations order by version")
+    assert [tuple(row) for row in stamped] == [(one.version, one.name) for one in known]
