@@ -12,7 +12,7 @@ import pytest
 from wabery_server import accounts, ids, outbox
 from wabery_server.accounts import Project, ProjectChanges, ProjectDraft
 from wabery_server.clock import MovableClock, iso
-from wabery_server.db import Database, Tx
+from wabery_server.db import Database, Source, Tx
 from wabery_server.outbox import OPT_IN, Attempt, Claimed, Event, EventType, Queue, Settled, State
 from wabery_server.secrets import Keyring
 
@@ -581,3 +581,20 @@ async def test_hot_statements_keep_to_their_indexes(
     assert "Seq Scan on deliveries" not in claiming
     assert "deliveries_pkey" in settling
     assert "deliveries_due" in look
+
+
+async def test_a_claim_that_was_planned_in_an_empty_database_stays_fast(
+    source: Source, database: Database, acme: Tenant
+) -> None:
+    lane = await source.connect(enable_seqscan="off", plan_cache_mode="force_generic_plan")
+    await lane.execute(f"prepare claiming (text, text, timestamptz, timestamptz, int) as {outbox.sql.claim}")
+    execute = f"execute claiming ('{acme.project.id}', '{acme.queue.endpoint_id}', now(), now() + interval '1 min', 64)"
+    await lane.execute(execute)
+
+    await fill(database, [acme], 2_000)
+
+    plan = "\n".join(row[0] for row in await lane.fetch(f"explain {execute}"))
+    await lane.close()
+    assert "Index Cond: ((project_id = $1) AND (id = due.event_id))" in plan
+    assert "Index Cond: ((project_id = $1) AND (id = ANY (" in plan
+    assert "Join Filter" not in plan

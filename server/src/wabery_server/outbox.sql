@@ -18,7 +18,8 @@ order by min(d.due_at)
 limit $2;
 
 -- name: claim, hot
--- `= any(array(…))` and not a join, so that the planner takes the primary key whatever it believes about the queue.
+-- Written so that every plan is a good one: it is kept, and may have been made while the tables were empty.
+-- `= any(array(…))` and `limit 1` leave the planner nothing but the primary key, and endpoint and project are read once.
 -- The left joins keep a delivery in sight whose event or endpoint is gone: it is held instead of staying due.
 with due as (
     select d.id, d.event_id, d.attempts, d.due_at
@@ -29,13 +30,18 @@ with due as (
     for update skip locked),
 leased as (
     update deliveries d set due_at = $4
-    where d.project_id = $1 and d.id = any(array(select due.id from due)))
-select due.id, due.event_id, due.attempts, due.due_at, e.type, e.body, p.livemode,
-    w.is_default, w.url, w.events, w.secrets, w.secret_version, w.disabled_at, w.disabled_reason, w.created_at
+    where d.project_id = $1 and d.id = any(array(select due.id from due))),
+target as materialized (
+    select w.is_default, w.url, w.events, w.secrets, w.secret_version, w.disabled_at, w.disabled_reason, w.created_at,
+        p.livemode
+    from projects p
+    left join webhook_endpoints w on w.project_id = $1 and w.id = $2
+    where p.id = $1)
+select due.id, due.event_id, due.attempts, due.due_at, e.type, e.body, t.*
 from due
-left join events e on e.project_id = $1 and e.id = due.event_id
-left join webhook_endpoints w on w.project_id = $1 and w.id = $2
-left join projects p on p.id = $1
+left join lateral (
+    select e.type, e.body from events e where e.project_id = $1 and e.id = due.event_id limit 1) e on true
+left join target t on true
 order by due.due_at;
 
 -- name: settle, hot
