@@ -230,6 +230,7 @@ class Bench:
                 while (seen := received(url) - before) < wanted:
                     if cpu is None and seen:
                         began, cpu, already = time.monotonic(), worker.cpu(), seen
+                    worker.must_live(self.folder / "worker.log")
                     if time.monotonic() - began > PATIENCE_SECONDS:
                         raise SystemExit(f"only {seen} of {wanted} deliveries arrived")
                     time.sleep(0.01)
@@ -398,6 +399,10 @@ class Server:
                 return
             time.sleep(0.01)
         raise SystemExit("the server did not become ready")
+
+    def must_live(self, log: Path) -> None:
+        if self._process.poll() is not None:
+            raise SystemExit(f"the process ended: {log.read_text()[-2000:]}")
 
     def cpu(self) -> float:
         """Seconds of user and system time so far."""
