@@ -42,7 +42,7 @@ async def mint(
 ) -> list[Minted | errors.WaberyError]:
     """Writes intents; one result per mint, in order. Refusals are results, so that neighbours are not harmed.
 
-    1. Mints with the same Idempotency-Key are one mint.
+    1. Mints with the same Idempotency-Key and body are one mint.
     2. The answer is written under its key; one that was there before is replayed.
     3. The intents are inserted, each where its reference and trust class has fewer than five pending.
     4. Where it is full, the oldest is superseded, or the mint is refused and its key is free again.
@@ -70,7 +70,7 @@ async def mint(
     await idempotency.release(tx, refused)
     await _announce(tx, [mints[n] for n in fresh if mints[n].announce and isinstance(results[n], Minted)])
     for number, first in twins.items():
-        results[number] = _twin(mints[number], mints[first], results[first])
+        results[number] = await _twin(tx, mints[number], mints[first], results[first], keyring)
     return [result for result in results if result is not None]
 
 
@@ -125,13 +125,18 @@ async def _announce(tx: Tx, mints: Sequence[Mint]) -> None:
         await outbox.record(tx, events, {one.project.id: one.project for one in mints})
 
 
-def _twin(twin: Mint, first: Mint, result: Minted | errors.WaberyError | None) -> Minted | errors.WaberyError:
+async def _twin(
+    tx: Tx, twin: Mint, first: Mint, result: Minted | errors.WaberyError | None, keyring: Keyring
+) -> Minted | errors.WaberyError:
+    """What a mint is answered whose key another mint of this call brought first, perhaps with another body."""
     assert result is not None
     assert twin.key is not None
     assert first.key is not None
-    if twin.key.request_hash != first.key.request_hash:
-        return errors.IdempotencyKeyReused(param="Idempotency-Key")
-    return Minted(result.answer, True) if isinstance(result, Minted) else result
+    if twin.key.request_hash == first.key.request_hash:
+        return Minted(result.answer, True) if isinstance(result, Minted) else result
+    found = await idempotency.find(tx, [twin.key], keyring=keyring, at=twin.intent.created_at)
+    kept = found.get(twin.key.identity) or errors.IdempotencyInProgress(retry_after=1)
+    return Minted(kept, True) if isinstance(kept, idempotency.Stored) else kept
 
 
 def _columns(one: Mint) -> tuple[object, ...]:
