@@ -532,6 +532,27 @@ async def test_a_row_that_breaks_us_harms_no_other(
     assert acme.secret not in caplog.text
 
 
+async def test_a_row_that_the_database_refuses_harms_no_other(
+    place: Place, receiver: Receiver, acme: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    await place.rows("alter table delivery_attempts add check (status <> 418)")
+    events = await place.happen(acme, 20)
+
+    async def answer(request: Request) -> web.Response:
+        return web.Response(status=418 if request.event_id == events[7].id else 200)
+
+    receiver.answer = answer
+    async with place.working():
+        await receiver.has(20)
+
+    states = {row["event_id"]: row for row in await place.rows("select * from deliveries")}
+    refused = states.pop(events[7].id)
+    assert {row["state"] for row in states.values()} == {"delivered"}
+    assert (refused["state"], refused["attempts"]) == ("pending", 0)
+    assert refused["due_at"] > datetime.now(UTC)
+    assert "settling_failed" in caplog.messages
+
+
 async def test_a_delivery_whose_event_is_gone_is_held(place: Place, receiver: Receiver, acme: Tenant) -> None:
     gone, _ = await place.happen(acme, 2)
     await place.rows("delete from events where id = $1", gone.id)

@@ -319,11 +319,14 @@ class Deliver(Loop):
             self._under_way -= 1
             self._make_ready(its)
             self._start()
+        facts = {"project": delivery.queue.project_id, "delivery": delivery.id}
         try:
             if not await self._settling.submit(settled):
-                line("lease_lost", project=delivery.queue.project_id, delivery=delivery.id)
-        except errors.Unavailable:  # its lease brings it back
-            line("settling_failed", project=delivery.queue.project_id, delivery=delivery.id)
+                line("lease_lost", **facts)
+        except errors.Unavailable:
+            line("settling_failed", **facts)  # its lease brings it back
+        except Exception:  # noqa: BLE001  # so it does here
+            log.exception("settling_failed", extra={"facts": facts})
 
     def _settled(self, attempt: "asyncio.Task[None]") -> None:
         self._attempts.discard(attempt)
