@@ -4,6 +4,7 @@ One path serves all calls. A read gets a `Call`; a write gets a `Call` and the t
 in which its answer is kept for its Idempotency-Key; a call marked `own_transaction` (the hot ones) does both itself.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import ipaddress
@@ -23,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wabery_server import errors, idempotency, ids, logs
 from wabery_server.accounts import Caller
 from wabery_server.accounts import Scope as KeyScope
-from wabery_server.api.call import Answer, Call, Headers
+from wabery_server.api.call import Answer, Call, Headers, Stream
 from wabery_server.api.service import Service
 from wabery_server.db import Conflict, Tx
 from wabery_server.settings import Settings
@@ -168,7 +169,7 @@ class Resource:
         except Exception:  # noqa: BLE001  # whatever it is, the caller is answered and the log has it
             logs.log.exception("internal_error", extra={"facts": {"request_id": request_id}})
             answer = refused(errors.InternalError(), request_id, out, self._service.settings)
-        await respond(send, answer, out, scope["method"])
+        await respond(send, answer, out, scope["method"], receive)
         if logs.log.isEnabledFor(logging.INFO):
             logs.line(
                 "request",
@@ -333,7 +334,14 @@ async def _body(receive: Receive, headers: Headers, most: int) -> bytes:
     return b"".join(parts)
 
 
-async def respond(send: Send, answer: Answer, out: list[tuple[bytes, bytes]], method: str) -> None:
+async def respond(
+    send: Send,
+    answer: Answer,
+    out: list[tuple[bytes, bytes]],
+    method: str,
+    receive: Receive | None = None,
+) -> None:
+    """Sends an answer; one that is a stream ends early when `receive` says that its reader has gone."""
     headers = [*out, *answer.headers, (b"cache-control", b"no-store")]
     if answer.stream is None:
         headers.append((b"content-length", str(len(answer.body)).encode()))
@@ -341,11 +349,32 @@ async def respond(send: Send, answer: Answer, out: list[tuple[bytes, bytes]], me
         headers.append((b"content-type", b"application/json"))
     with contextlib.suppress(OSError):
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-        if answer.stream is not None and method != "HEAD":
-            async with contextlib.aclosing(answer.stream) as parts:
-                async for part in parts:
-                    await send({"type": "http.response.body", "body": part, "more_body": True})
+        if answer.stream is not None and receive is not None and method != "HEAD":
+            await _send_parts(send, answer.stream, receive)
         await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})
+
+
+async def _send_parts(send: Send, stream: Stream, receive: Receive) -> None:
+    async def parts() -> None:
+        async with contextlib.aclosing(stream):
+            async for part in stream:
+                await send({"type": "http.response.body", "body": part, "more_body": True})
+
+    async def gone() -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    sending, leaving = asyncio.ensure_future(parts()), asyncio.ensure_future(gone())
+    try:
+        # To a connection that is closed, sending is silently nothing: the stream would go on for nobody.
+        await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        leaving.cancel()
+        if not sending.done():
+            sending.cancel()
+        await asyncio.wait((sending, leaving))
+    if not sending.cancelled():
+        sending.result()
 
 
 def etag(body: bytes) -> bytes:
