@@ -309,10 +309,13 @@ class UnsafeWebhookUrl(WaberyError):
 
 
 class PrefilledTextTooLong(WaberyError):
-    """The prefilled text takes more than 140 characters once the token is filled in."""
+    """The prefilled text has no single {token}, a letter or digit beside it, a URL, or more than 140 characters once filled in."""
 
     code, status = "prefilled_text_invalid", 422
-    message = "The prefilled text needs one {token}, no URL, and at most 140 characters once filled in."
+    message = (
+        "The prefilled text needs one {token} with no letter or digit beside it, no URL, and at most 140 characters "
+        "once filled in."
+    )
 
 
 # 429, 5xx: not now

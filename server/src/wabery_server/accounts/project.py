@@ -4,6 +4,7 @@ A project is made together with its default webhook endpoint, and a test project
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, NotRequired, TypedDict
@@ -41,7 +42,17 @@ OnReferenceLinked = Literal["replace", "reject"]
 
 ExpiresIn = Annotated[int, Meta(ge=60, le=604_800, description="Seconds.")]
 Locale = Annotated[str, Meta(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}(?!\n)$")]
+WebhookUrl = Annotated[
+    str, Meta(description="https:// or, in test projects, http://.", extra_json_schema={"format": "uri"})
+]
 WebhookSecret = Annotated[str, Meta(min_length=1, max_length=256)]
+PrefilledText = Annotated[
+    str,
+    Meta(
+        description="One {token} by itself, no URL, and at most 140 characters once the token is filled in.",
+        extra_json_schema={"maxLength": LONGEST_PREFILLED_TEXT - TOKEN_LENGTH + len(PLACEHOLDER)},
+    ),
+]
 
 
 class PublicProject(TypedDict):
@@ -135,11 +146,11 @@ class ProjectChanges(Struct, kw_only=True, forbid_unknown_fields=True):
     """What is set replaces what was there."""
 
     name: Name | UnsetType = UNSET
-    webhook_url: str | None | UnsetType = UNSET
+    webhook_url: WebhookUrl | None | UnsetType = UNSET
     """None: nothing is sent any more."""
     webhook_secret: WebhookSecret | UnsetType = UNSET
-    prefilled_text: str | UnsetType = UNSET
-    prefilled_texts: Annotated[dict[Locale, str], Meta(max_length=100)] | UnsetType = UNSET
+    prefilled_text: PrefilledText | UnsetType = UNSET
+    prefilled_texts: Annotated[dict[Locale, PrefilledText], Meta(max_length=100)] | UnsetType = UNSET
     publishable_expires_in: ExpiresIn | UnsetType = UNSET
     secret_expires_in: ExpiresIn | UnsetType = UNSET
     supersede: bool | UnsetType = UNSET
@@ -261,7 +272,7 @@ async def update_project(
 
 
 def check_prefilled_text(text: str, *, param: str) -> None:
-    """One {token}, no URL, no control characters, and at most 140 characters once the token is filled in.
+    """One {token} by itself, no URL, no control characters, and at most 140 characters once the token is filled in.
 
     Raises errors.PrefilledTextTooLong.
     """
@@ -271,11 +282,14 @@ def check_prefilled_text(text: str, *, param: str) -> None:
         or length > LONGEST_PREFILLED_TEXT
         or _CONTROL.search(text)
         or _URL.search(text)
+        or _BESIDE.search(unicodedata.normalize("NFKC", text))
     ):
         raise errors.PrefilledTextTooLong(param=param)
 
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_BESIDE = re.compile(r"[0-9A-Za-z]\{token\}|\{token\}[0-9A-Za-z]")
+"""A letter or digit right beside a token would be read as part of it."""
 _URL = re.compile(r"://|\bwww\.|[^\W_]\.[^\W\d_]{2}", re.IGNORECASE)
 """WhatsApp makes links of bare domains too: a letter or digit, a dot, two letters."""
 

@@ -85,10 +85,11 @@ def application(service: Service, operations: list[Operation], extra: list[BaseR
         assert isinstance(route, Route)
         route.app = refusing(route.app, service.settings)
     router = Router([*routes, *extra], redirect_slashes=False, default=Resource(service, {}))
+    plain = {path: resource for path, resource in resources.items() if "{" not in path}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         # A path without parameters needs no search.
-        found = resources.get(scope["path"])
+        found = plain.get(scope["path"])
         if found is not None:
             scope["endpoint"] = found
             await found(scope, receive, send)
@@ -148,6 +149,8 @@ class Resource:
             body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
             if not operation.open:
                 who = await identify(self._service, headers, operation, out)
+            if "\0" in scope["path"]:
+                raise errors.NotFound  # no id of ours holds one, and PostgreSQL's text cannot
             call = Call(
                 self._service,
                 who,
@@ -315,19 +318,15 @@ async def _body(receive: Receive, headers: Headers, most: int) -> bytes:
     length = headers.get(b"content-length")
     if length is not None and length.isdigit() and int(length) > most:
         raise errors.PayloadTooLarge(f"The body may take {most} bytes.")
-    message = await receive()
-    body: bytes = message.get("body", b"")
-    if not message.get("more_body"):
-        if len(body) > most:
-            raise errors.PayloadTooLarge(f"The body may take {most} bytes.")
-        return body
-    parts = [body]
-    size = len(body)
-    while message.get("more_body"):
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise errors.InvalidRequest("The connection was closed before the body was complete.")
         parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
         size += len(parts[-1])
         if size > most:
             raise errors.PayloadTooLarge(f"The body may take {most} bytes.")

@@ -24,7 +24,8 @@ _decoders: dict[type, msgspec.json.Decoder[object]] = {}
 _encode = msgspec.json.Encoder().encode
 _UNKNOWN_FIELD = re.compile(r"unknown field `([^`]*)`")
 _MISSING_FIELD = re.compile(r"missing required field `([^`]*)`")
-_AT_PATH = re.compile(r" - at `(?:key in )?\$\.?(.*)`$")
+_SURROGATE = re.compile(rb"\\u[dD][89a-fA-F]")
+_AT_PATH = re.compile(r" - at (?:`key` in )?`\$\.?(.*)`$")
 
 
 Stream = AsyncGenerator[bytes, None]
@@ -237,18 +238,25 @@ def decode(body: bytes, content_type: str, kind: type[T]) -> T:
     if decoder is None:
         decoder = _decoders[kind] = msgspec.json.Decoder(kind)
     try:
+        decoded: T = decoder.decode(body)  # type: ignore[assignment]  # the decoder kept under `kind` makes `kind`
         # msgspec refuses lone surrogates itself; U+0000 it lets through, and PostgreSQL cannot store it.
-        if b"\\u0000" in body and _has_nul(msgspec.json.decode(body)):
-            raise errors.InvalidRequest("The body contains U+0000, which cannot be stored.")
-        return decoder.decode(body)  # type: ignore[return-value]  # the decoder kept under `kind` makes `kind`
+        path = _nul_in(decoded) if b"\\u0000" in body else None
     except msgspec.ValidationError as failure:
         raise _named(str(failure)) from None
     except msgspec.DecodeError as failure:
-        raise errors.InvalidRequest(f"The body is not JSON: {failure}.") from None
+        hint = (
+            "Is there a lone surrogate, half of a pair of \\u escapes?" if _SURROGATE.search(body) else None
+        )
+        raise errors.InvalidRequest(f"The body is not JSON: {failure}.", hint=hint) from None
     except (UnicodeDecodeError, RecursionError):
         raise errors.InvalidRequest(
             "The body is not JSON: it must be UTF-8 and not nested this deep."
         ) from None
+    if path is not None:
+        raise errors.InvalidRequest(
+            "The body contains U+0000, which cannot be stored.", param=path[:128] or None
+        )
+    return decoded
 
 
 def _named(problem: str) -> errors.WaberyError:
@@ -277,9 +285,20 @@ _SPECIFIC: dict[str, type[errors.WaberyError]] = {
 }
 
 
-def _has_nul(value: object) -> bool:
+def _nul_in(value: object, path: str = "") -> str | None:
+    """Where a U+0000 is, as `metadata.name`; "" when that is the whole value, None when there is none.
+
+    Not inside a `msgspec.Raw`, which is decoded by itself later.
+    """
+    if isinstance(value, msgspec.Struct):
+        value = msgspec.structs.asdict(value)
     if isinstance(value, str):
-        return "\0" in value
+        return path if "\0" in value else None
+    inside: Iterable[tuple[str, object]] = ()
     if isinstance(value, dict):
-        return any(_has_nul(key) or _has_nul(item) for key, item in value.items())
-    return isinstance(value, list) and any(_has_nul(item) for item in value)
+        if any("\0" in key for key in value):
+            return path
+        inside = ((f"{path}.{key}" if path else key, item) for key, item in value.items())
+    elif isinstance(value, list):
+        inside = ((f"{path}[{number}]", item) for number, item in enumerate(value))
+    return next((found for name, item in inside if (found := _nul_in(item, name)) is not None), None)
