@@ -15,7 +15,7 @@ from datetime import UTC, datetime, timedelta
 from wabery_server import accounts, errors, idempotency, ids, intents, outbox, webhooks
 from wabery_server.accounts import Endpoint
 from wabery_server.clock import Clock
-from wabery_server.db import Database, Tx
+from wabery_server.db import Database, Tx, statistics
 from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
 from wabery_server.logs import line, log
@@ -44,6 +44,7 @@ _LOOK_PAUSE_SECONDS = 0.01
 _LOOK_SHARE = 4
 """After a look comes a pause four times as long: with a large backlog it is not cheap."""
 _FAILURE_PAUSE_SECONDS = 1.0
+_SURVEY_SECONDS = 1.0
 
 
 class Worker:
@@ -71,7 +72,8 @@ class Worker:
             test=test,
             lease=lease,
         )
-        self._loops: list[Loop] = [deliver, Sweep(database, signals, clock=clock, settings=settings)]
+        sweep = Sweep(database, signals, clock=clock, settings=settings)
+        self._loops: list[Loop] = [deliver, sweep, Survey(database)]
 
     async def run(self) -> None:
         """Until cancelled. Then nothing more is claimed, what is under way is finished within 20 seconds, and what was
@@ -505,6 +507,19 @@ class Sweep(Loop):
         if intent_ids:
             self._signals.tell("intent", intent_ids)
             self._signals.tell("due")
+
+
+class Survey(Loop):
+    """Gives PostgreSQL its first statistics of a table as soon as there is something to be said about it."""
+
+    def __init__(self, database: Database) -> None:
+        super().__init__()
+        self._database = database
+
+    async def turn(self) -> None:
+        for name in await self._database.run(statistics.gather):
+            line("table_analysed", table=name)
+        await self.rest(_SURVEY_SECONDS)
 
 
 def _wall() -> datetime:

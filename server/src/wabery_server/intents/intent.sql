@@ -41,8 +41,8 @@ for update of i;
 -- name: lock_by_token, hot
 select {columns}, i.token_hash, k.revoked_at, c.deleted_at
 from registration_intents i
-left join api_keys k on k.id = i.api_key_id
-left join channels c on c.id = i.channel_id
+left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
+left join channels c on c.project_id = i.project_id and c.id = i.channel_id
 where i.project_id = $1 and i.token_hash = $2
 for update of i;
 
