@@ -143,7 +143,7 @@ def _who_answers(refusal: type[errors.WaberyError]) -> str:
 _GROUPS: dict[str, Callable[[Operation], bool]] = {
     "every call": lambda _operation: True,
     "every call with a key": lambda operation: not operation.open,
-    "every write": lambda operation: not operation.open and operation.method != "GET",
+    "every write": document.is_write,
     "every call with a body": lambda operation: operation.takes is not None,
     "every call for one object": lambda operation: "{" in operation.path,
     "every list": lambda operation: "cursor" in operation.query,

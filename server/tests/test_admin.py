@@ -25,15 +25,16 @@ class Ran(NamedTuple):
 class Terminal:
     """Runs commands with the environment of one installation."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, **settings: str) -> None:
         at = source.parts
         dsn = f"postgresql://{at['user']}@/{at['database']}?host={at['host']}&port={at['port']}"
         plain = {name: value for name, value in os.environ.items() if not name.startswith("WABERY_")}
-        self._environment = {**plain, "DATABASE_URL": dsn, "WABERY_SECRET_KEY": secrets.generate()}
+        secret = secrets.generate()
+        self._environment = {**plain, "DATABASE_URL": dsn, "WABERY_SECRET_KEY": secret, **settings}
 
-    async def run(self, *arguments: str, stdin: str = "") -> Ran:
+    async def run(self, *arguments: str, stdin: str = "", command: str = "admin") -> Ran:
         process = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-m", "wabery_server", "admin", *arguments),
+            *(sys.executable, "-m", "wabery_server", command, *arguments),
             env=self._environment,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,

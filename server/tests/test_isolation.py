@@ -262,6 +262,11 @@ async def changing_their_channel(world: World) -> None:
     not_found(await world.ask("PATCH", f"/v1/channels/{world.globex.channel.id}", changes))
 
 
+@case("POST", "/v1/channels/{id}/check")
+async def checking_their_channel(world: World) -> None:
+    not_found(await world.ask("POST", f"/v1/channels/{world.globex.channel.id}/check"))
+
+
 @case("DELETE", "/v1/channels/{id}")
 async def deleting_their_channel(world: World) -> None:
     not_found(await world.ask("DELETE", f"/v1/channels/{world.globex.channel.id}"))

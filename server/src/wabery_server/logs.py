@@ -9,6 +9,7 @@ import atexit
 import logging
 import re
 import sys
+import traceback
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -53,7 +54,8 @@ class Sink(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         facts: dict[str, object] = getattr(record, "facts", {})
-        trace = redact(logging.Formatter().formatException(record.exc_info)) if record.exc_info else None
+        error = record.exc_info[1] if record.exc_info else None
+        trace = redact(_trace(error)) if error else None
         at = datetime.fromtimestamp(record.created, UTC)
         self._lines.append(_json(at, record.levelname.lower(), redact(record.getMessage()), facts, trace))
         self.flush()
@@ -97,6 +99,22 @@ def configure(level: str, *, stream: TextIO | None = None) -> None:
     root = logging.getLogger()
     root.handlers = [_sink]
     root.setLevel(logging.WARNING)
+
+
+def _trace(error: BaseException) -> str:
+    """The stack of an exception, and before it those of what led to it.
+
+    PostgreSQL quotes the row that it refuses, and its driver the value that it cannot send: of their messages only
+    what comes before is kept.
+    """
+    earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+    inside = error.exceptions if isinstance(error, BaseExceptionGroup) else ()
+    message = str(error)
+    if type(error).__module__.startswith("asyncpg"):
+        message = re.split(r"\n|: ", message, maxsplit=1)[0]
+    led_to_it = [_trace(one) for one in (earlier, *inside) if one is not None]
+    stack = traceback.format_tb(error.__traceback__)
+    return "".join([*led_to_it, *stack, f"{type(error).__name__}: {message}\n"])
 
 
 def _json(at: datetime, level: str, event: str, facts: dict[str, object], trace: str | None = None) -> str:

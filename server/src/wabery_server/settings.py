@@ -5,6 +5,7 @@ A setting `public_url` is read from the environment variable `WABERY_PUBLIC_URL`
 """
 
 import ipaddress
+import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -61,6 +62,8 @@ class Settings:
     """Reads of one intent with a publishable key."""
     bad_tokens_per_sender: int = 5
     """Unknown tokens from one sender in 10 minutes; after them the sender gets no reply. A valid token is honoured."""
+    channel_checks_per_minute: int = 6
+    """Checks of one channel, each of which puts some questions to Meta."""
     expiry_grace: timedelta = timedelta(minutes=5)
     """How long after its expiry an intent still takes a message that was sent in time."""
     idempotency_keep: timedelta = timedelta(hours=24)
@@ -77,10 +80,23 @@ class Settings:
     """Ports other than 80 and 443 that webhooks may be sent to; `any` for all."""
     delivery_allow_http: bool = False
     """Whether live projects may use http:// webhook URLs; test projects always may."""
+    graph_url: str = "https://graph.facebook.com"
+    """Meta's Graph API, which is asked when a channel is checked."""
+    graph_version: str = "v26.0"
+    """The version of it that is asked for; Meta serves each for about two years."""
     log_level: str = "info"
     """debug, info, warning or error."""
     max_body: int = 65_536
     """Bytes that an API call may send; inbound webhooks have 4 MiB, bulk mints 2 MiB."""
+
+    def __post_init__(self) -> None:
+        """Raises BadSetting."""
+        if not _GRAPH_URL.match(self.graph_url):
+            raise BadSetting(
+                "WABERY_GRAPH_URL must be https, since access tokens go there; http only on loopback."
+            )
+        if not _GRAPH_VERSION.fullmatch(self.graph_version):
+            raise BadSetting("WABERY_GRAPH_VERSION must be a version such as v26.0.")
 
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Self:
@@ -108,6 +124,9 @@ class Settings:
                 raise BadSetting(f"{field} in {path} is not a setting of Wabery.")
         return cls(**{field: _read(field, value, hints[field]) for field, value in given.items()})
 
+
+_GRAPH_URL = re.compile(r"https://|http://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?(?:/|$)")
+_GRAPH_VERSION = re.compile(r"v[1-9][0-9]{0,3}\.[0-9]")
 
 _CLIENT_VARIABLES = frozenset(
     "WABERY_" + name

@@ -59,7 +59,7 @@ class Scope(enum.StrEnum):
     KEYS_WRITE = "keys:write"
     """List, create, change, rotate and revoke API keys."""
     CHANNELS_WRITE = "channels:write"
-    """List, add, change and delete channels."""
+    """List, add, change, check and delete channels."""
 
 
 PRESETS: Mapping[str, frozenset[Scope]] = {
@@ -129,7 +129,9 @@ class ApiKey(Struct, frozen=True, kw_only=True):
         )
 
 
-Origins = Annotated[list[Annotated[str, Meta(max_length=255)]], Meta(max_length=100)]
+Origin = Annotated[str, Meta(max_length=255, extra_json_schema={"format": "uri"})]
+Origins = Annotated[list[Origin], Meta(max_length=100)]
+ScopeName = Annotated[str, Meta(extra_json_schema={"enum": [*Scope, *PRESETS]})]
 
 
 class KeyDraft(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -137,7 +139,7 @@ class KeyDraft(Struct, kw_only=True, forbid_unknown_fields=True):
 
     name: Name
     kind: KeyKind = "secret"
-    scopes: Annotated[list[str], Meta(max_length=32)] = []
+    scopes: Annotated[list[ScopeName], Meta(max_length=32)] = []
     """Of a secret key; `read_only` and `full` stand for several."""
     allowed_origins: Origins = []
     """Of a publishable key, such as https://app.example.com; empty: any."""
@@ -286,7 +288,7 @@ async def update_key(
     origins = None
     if not isinstance(changes.allowed_origins, UnsetType):
         origins = _normalised(changes.allowed_origins)
-        if key.kind == "secret":
+        if origins and key.kind == "secret":
             raise errors.InvalidRequest(_NO_ORIGINS, param="allowed_origins")
         detail["allowed_origins"] = origins
     expires_at = None

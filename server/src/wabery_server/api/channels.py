@@ -4,10 +4,23 @@ No answer shows an app secret or an access token. The verify token is shown with
 copy it into Meta's dashboard; it opens the handshake of the webhook URL and nothing else.
 """
 
-from wabery_server import accounts, intents
+from typing import Literal, TypedDict
+
+from wabery_server import accounts, intents, whatsapp
 from wabery_server.accounts import Channel, ChannelChanges, ChannelDraft, Credentials
 from wabery_server.api.call import Answer, Call
 from wabery_server.db import Tx
+from wabery_server.whatsapp import Finding
+
+
+class ChannelCheck(TypedDict):
+    """What the provider says of a channel at this moment."""
+
+    object: Literal["channel_check"]
+    channel_id: str
+    ok: bool
+    """Whether nothing has failed."""
+    checks: list[Finding]
 
 
 async def listed(call: Call) -> Answer:
@@ -32,12 +45,29 @@ async def create(call: Call, tx: Tx) -> Answer:
 
 async def get(call: Call) -> Answer:
     """One channel, with its verify token."""
+    return _shown(call, *await _found(call))
 
-    async def read(tx: Tx) -> tuple[Channel, Credentials]:
-        channel = await accounts.find_channel(tx, call.caller.project.id, call.params["id"])
-        return channel, await accounts.unseal_credentials(tx, channel, keyring=call.service.keyring)
 
-    return _shown(call, *await call.service.database.run(read))
+async def check(call: Call) -> Answer:
+    """Asks Meta whether this number can work: the number itself, its account, the webhook and the access token.
+
+    Changes nothing, here or there. Whatever is wrong is a finding that says what to do. Without an access token there
+    is little to ask; a sandbox number is not known to Meta. It may take some seconds.
+    """
+    call.empty_body()
+    channel, credentials = await _found(call)
+    service = call.service
+    call.limit(service.channel_checks.take(channel.id))
+    checker = whatsapp.CHECKERS[channel.provider]
+    findings = await checker(channel, credentials, service.settings, service.clock.now())
+    return call.answer(
+        ChannelCheck(
+            object="channel_check",
+            channel_id=channel.id,
+            ok=all(finding.state != "failed" for finding in findings),
+            checks=findings,
+        )
+    )
 
 
 async def update(call: Call, tx: Tx) -> Answer:
@@ -71,6 +101,14 @@ async def delete(call: Call, tx: Tx) -> Answer:
     _tell(call)
     call.after_commit(lambda: call.service.signals.tell("due"))
     return call.answer(channel.public(), object_ids=(channel.id,))
+
+
+async def _found(call: Call) -> tuple[Channel, Credentials]:
+    async def read(tx: Tx) -> tuple[Channel, Credentials]:
+        channel = await accounts.find_channel(tx, call.caller.project.id, call.params["id"])
+        return channel, await accounts.unseal_credentials(tx, channel, keyring=call.service.keyring)
+
+    return await call.service.database.run(read)
 
 
 def _shown(call: Call, channel: Channel, credentials: Credentials) -> Answer:

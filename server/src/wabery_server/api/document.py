@@ -39,6 +39,8 @@ class More(NamedTuple):
     parameters: Sequence[Json] = ()
     body: Json | None = None
     """A body that is not decoded into one type of ours."""
+    reads: bool = False
+    """Whether a POST changes nothing: it takes no Idempotency-Key then."""
     may_be_empty: bool = False
     """Whether the body may be left out."""
     media: str = "application/json"
@@ -71,7 +73,7 @@ def refusals(operation: Operation) -> list[type[WaberyError]]:
         found |= {errors.OriginNotAllowed, errors.OriginRequired}
     if _takes_client_secret(operation):
         found.add(errors.WrongClientSecret)
-    if _is_idempotent(operation):
+    if is_write(operation):
         found |= {errors.InvalidIdempotencyKey, errors.IdempotencyKeyReused, errors.IdempotencyInProgress}
     if operation.takes is not None:
         found.add(errors.UnsupportedMediaType)
@@ -93,8 +95,14 @@ def may_call(operation: Operation) -> str:
     scope = f"a secret key with `{operation.scope}`"
     if not operation.publishable:
         return scope
-    needs = " and the client secret" if _is_idempotent(operation) and _takes_client_secret(operation) else ""
+    needs = " and the client secret" if is_write(operation) and _takes_client_secret(operation) else ""
     return f"a publishable key{needs}" + (f", or {scope}" if operation.scope else "")
+
+
+def is_write(operation: Operation) -> bool:
+    """Whether it changes something for a caller with a key, so that it takes an Idempotency-Key."""
+    reads = operation.method == "GET" or _MORE.get(operation.handler, More()).reads
+    return not reads and not operation.open
 
 
 _MORE: Mapping[object, More] = {
@@ -132,6 +140,7 @@ _MORE: Mapping[object, More] = {
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
     api_keys.rotate: More(refusals=(errors.KeyRevoked,), may_be_empty=True),
+    channels.check: More(limited=True, reads=True),
     channels.create: More(refusals=(errors.NumberTaken,)),
     error_pages.show: More(media="text/markdown"),
     health.ready: More(refusals=(errors.Unavailable,)),
@@ -167,7 +176,7 @@ _QUERY: Mapping[str, tuple[Json, str]] = {
         {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
         "Objects per page.",
     ),
-    "cursor": ({"type": "string"}, "`next_cursor` of the page before."),
+    "cursor": ({"type": "string", "minLength": 1}, "`next_cursor` of the page before."),
     "wait": (
         {"type": "integer", "minimum": 0, "maximum": intents.MAX_WAIT, "default": 0},
         "Seconds to wait for the status or phase to change; the answer comes at once when it does.",
@@ -336,16 +345,17 @@ def _security(operation: Operation) -> list[Json]:
 
 def _parameters(operation: Operation) -> Iterator[Json]:
     for name in re.findall(r"{(\w+)}", operation.path):
-        yield {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        schema: Json = {"$ref": "#/components/schemas/ErrorCode"} if name == "code" else {"type": "string"}
+        yield {"name": name, "in": "path", "required": True, "schema": schema}
     for name in operation.query:
         schema, what = _QUERY[name]
         yield {"name": name, "in": "query", "description": what, "schema": schema}
-    if _is_idempotent(operation):
+    if is_write(operation):
         yield _header(
             "Idempotency-Key",
             "1 to 255 printable ASCII characters, new for each new request. The same request with the same key within "
             "24 hours is answered as the first one was, and changes nothing.",
-            {"type": "string", "minLength": 1, "maxLength": 255},
+            {"type": "string", "maxLength": 255, "pattern": "^[!#-~]([ -~]*[!-~])?$"},
         )
     if _takes_client_secret(operation):
         yield _header(CLIENT_SECRET, "`client_secret` of this intent, beside a publishable key.")
@@ -384,7 +394,7 @@ def _answers(operation: Operation, types: Schemas) -> Json:
         names += ["RateLimit-Policy", "RateLimit"]
     if more.tagged:
         names.append("ETag")
-    if _is_idempotent(operation):
+    if is_write(operation):
         names.append("Idempotency-Replayed")
     schema: Json = {"type": "string"}
     if more.media == "application/json":
@@ -392,13 +402,27 @@ def _answers(operation: Operation, types: Schemas) -> Json:
     content: Json = {"schema": schema}
     if shown := _EXAMPLES.get(operation.handler):
         content["examples"] = {name: {"value": value} for name, value in shown.items()}
-    answers: Json = {
-        "200": {"description": "Done.", "headers": _headers(names), "content": {more.media: content}},
-    }
+    done: Json = {"description": "Done.", "headers": _headers(names), "content": {more.media: content}}
+    answers: Json = {"200": done}
+    if operation.handler is intents.create:
+        done["links"] = _ACTIONS
     if more.tagged:
         unchanged = {"description": "What you have is what there is.", "headers": _headers(names)}
         answers["304"] = unchanged
     return answers
+
+
+_ACTIONS: Json = {
+    handler.__name__: {
+        "operationId": f"registration_intents.{handler.__name__}",
+        "parameters": {
+            "path.id": "$response.body#/id",
+            f"header.{CLIENT_SECRET}": "$response.body#/client_secret",
+        },
+    }
+    for handler in (intents.get, intents.opened, intents.extend, intents.cancel)
+}
+"""What whoever has minted can do next."""
 
 
 _EXAMPLES: Mapping[object, Mapping[str, object]] = {

@@ -9,12 +9,16 @@ from wabery_server.intents import Phase, RejectionReason, Status, Trust
 
 ExpiresIn = Annotated[int, Meta(ge=60, le=604_800)]
 Via = Literal["link", "qr", "copy", "other_device", "none"]
+WITHOUT_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+(?!\n)$"
+LANGUAGE_TAG = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*(?!\n)$"
 
 
 class Create(Struct, forbid_unknown_fields=True):
     """What a mint takes."""
 
-    customer_reference: Annotated[str, Meta(min_length=1, max_length=255)]
+    customer_reference: Annotated[
+        str, Meta(min_length=1, max_length=255, extra_json_schema={"pattern": WITHOUT_CONTROLS})
+    ]
     """The app's own id of the user."""
     metadata: dict[str, object] | UnsetType = UNSET
     """At most 16 KiB of JSON, 5 levels deep; comes back in events."""
@@ -22,9 +26,9 @@ class Create(Struct, forbid_unknown_fields=True):
     """Which WhatsApp number; default: the project's oldest."""
     expires_in: ExpiresIn | None = None
     """Seconds; default: a setting of the project."""
-    locale: Annotated[str, Meta(max_length=35)] | None = None
+    locale: Annotated[str, Meta(max_length=35, extra_json_schema={"pattern": LANGUAGE_TAG})] | None = None
     """BCP 47 tag of the language for the prefilled text."""
-    include: list[str] = []
+    include: list[Annotated[str, Meta(extra_json_schema={"enum": ["qr"]})]] = []
     """`qr`: the link as a QR code."""
 
 

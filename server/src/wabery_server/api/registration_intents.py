@@ -17,7 +17,14 @@ from wabery_server import contacts, errors, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
 from wabery_server.api.app import CLIENT_SECRET, etag, plain_address
 from wabery_server.api.call import Answer, Call, Stream, decode
-from wabery_server.api.intent_types import Create, CreateMany, Extend, Opened
+from wabery_server.api.intent_types import (
+    LANGUAGE_TAG,
+    WITHOUT_CONTROLS,
+    Create,
+    CreateMany,
+    Extend,
+    Opened,
+)
 from wabery_server.contacts import Contact
 from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
@@ -29,8 +36,6 @@ MAX_DEPTH = 5
 MAX_WAIT = 25
 _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
-_LOCALE = re.compile(r"[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*")
 
 _encode = msgspec.json.Encoder().encode
 
@@ -382,9 +387,9 @@ def _include(call: Call) -> frozenset[str]:
 
 def _checked(wanted: Create) -> msgspec.Raw:
     """The metadata as it is stored. Raises the refusal of whatever is wrong."""
-    if _CONTROL.search(wanted.customer_reference):
+    if not re.search(WITHOUT_CONTROLS, wanted.customer_reference):
         raise errors.InvalidCustomerReference(param="customer_reference")
-    if wanted.locale is not None and not _LOCALE.fullmatch(wanted.locale):
+    if wanted.locale is not None and not re.search(LANGUAGE_TAG, wanted.locale):
         raise errors.InvalidRequest("locale must be a language tag such as de or pt-BR.", param="locale")
     if not set(wanted.include) <= {"qr"}:
         raise errors.InvalidRequest("include can only hold qr.", param="include")

@@ -94,6 +94,8 @@ OPERATIONS: list[Operation] = [
               gives=PublicChannel),
     Operation("PATCH", _CHANNELS + "/{id}", channels.update, "Change a channel", Scope.CHANNELS_WRITE, writes=True,
               takes=ChannelChanges, gives=PublicChannel),
+    Operation("POST", _CHANNELS + "/{id}/check", channels.check, "Check a channel", Scope.CHANNELS_WRITE,
+              gives=channels.ChannelCheck),
     Operation("DELETE", _CHANNELS + "/{id}", channels.delete, "Delete a channel", Scope.CHANNELS_WRITE, writes=True,
               gives=PublicChannel),
 

@@ -70,6 +70,7 @@ class Service:
         self.per_ip = Limit("ip", settings.publishable_ip_per_minute, 60)
         self.per_reference = Limit("customer_reference", settings.reference_per_hour, 3600)
         self.polls = Limit("polls", settings.polls_per_minute, 60)
+        self.channel_checks = Limit("channel_check", settings.channel_checks_per_minute, 60)
         self.bad_tokens = Limit("bad_tokens", settings.bad_tokens_per_sender, 600)
 
     async def drain(self) -> None:

@@ -5,18 +5,20 @@ import shutil
 import ssl
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from wabery_server import accounts, main
-from wabery_server.accounts import Project
+from wabery_server import accounts, main, whatsapp
+from wabery_server.accounts import Channel, Project
 from wabery_server.cli import FAILED, load
 from wabery_server.cli import run as run_loop
-from wabery_server.db import Database
+from wabery_server.db import Tx
+from wabery_server.main import Opened
 from wabery_server.settings import Settings
 from wabery_server.webhooks import UnsafeUrl, check_url, policy
+from wabery_server.whatsapp import State
 
 _PATIENCE = aiohttp.ClientTimeout(total=5)
 _LOW_DISK = 1024**3
@@ -27,7 +29,7 @@ class Check(NamedTuple):
     """One finding. `todo` says what to do about anything but ok."""
 
     name: str
-    state: Literal["ok", "warning", "failed"]
+    state: State
     found: str
     todo: str | None = None
 
@@ -45,7 +47,7 @@ def run(*, as_json: bool) -> int:
     return 0 if _healthy(checks) else FAILED
 
 
-_MARKS = {"ok": "ok     ", "warning": "warning", "failed": "FAILED "}
+_MARKS: dict[State, str] = {"ok": "ok     ", "warning": "warning", "failed": "FAILED ", "skipped": "skipped"}
 
 
 def _healthy(checks: list[Check]) -> bool:
@@ -98,7 +100,7 @@ async def _in_database(ground: main.Ground) -> list[Check]:
             )
         )
         for project in projects:
-            checks += await _project(installation.database, project, ground.settings)
+            checks += await _project(installation, project, ground.settings)
     checks.append(await _public_url(ground.settings))
     return checks
 
@@ -129,9 +131,10 @@ def _clock(name: str, other: datetime) -> Check:
     )
 
 
-async def _project(database: Database, project: Project, settings: Settings) -> list[Check]:
+async def _project(installation: Opened, project: Project, settings: Settings) -> list[Check]:
     name = f"project {project.name}"
     checks = []
+    database = installation.database
     channels = await database.run(lambda tx: accounts.list_channels(tx, project.id, limit=1000))
     keys = await database.run(lambda tx: accounts.list_keys(tx, project.id, limit=1000))
     endpoint = await database.run(lambda tx: accounts.default_endpoint(tx, project.id))
@@ -159,7 +162,25 @@ async def _project(database: Database, project: Project, settings: Settings) -> 
             )
         )
     checks.append(_webhook(name, endpoint, project, settings))
+    for channel in channels:
+        checks += await _channel(installation, channel, settings)
     return checks
+
+
+async def _channel(installation: Opened, channel: Channel, settings: Settings) -> list[Check]:
+    """What Meta says of a number; nothing without an access token."""
+
+    async def read(tx: Tx) -> accounts.Credentials:
+        return await accounts.unseal_credentials(tx, channel, keyring=installation.keyring)
+
+    credentials = await installation.database.run(read)
+    if channel.sandbox or credentials.access_token is None:
+        return []
+    checker = whatsapp.CHECKERS[channel.provider]
+    return [
+        Check(f"channel {channel.name}, {finding.name}", finding.state, finding.found, finding.todo)
+        for finding in await checker(channel, credentials, settings, installation.clock.now())
+    ]
 
 
 def _webhook(name: str, endpoint: accounts.Endpoint, project: Project, settings: Settings) -> Check:

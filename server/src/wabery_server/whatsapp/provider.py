@@ -6,11 +6,13 @@ Beside `__init__` rather than in it, so that a provider's file can import its ty
 import enum
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import Protocol
+from typing import Literal, Protocol, TypeAlias
 
 from msgspec import Struct, field
 
+from wabery_server.accounts import Channel, Credentials
 from wabery_server.inbox import Message
+from wabery_server.settings import Settings
 
 
 class Unreadable(Exception):
@@ -77,3 +79,51 @@ class Provider(Protocol):
 
     def handshake(self, query: Mapping[str, str], verify_tokens: Iterable[str]) -> str | None:
         """What to answer when the provider checks a new URL; None to refuse."""
+
+
+State: TypeAlias = Literal["ok", "warning", "failed", "skipped"]
+
+
+class CheckName(enum.StrEnum):
+    """What is looked at when a channel is checked."""
+
+    GRAPH_VERSION = "graph_version"
+    """How long Meta serves the version of its API that this server speaks."""
+    ACCESS_TOKEN = "access_token"
+    """Whether the access token is valid, for how long, and for what."""
+    NUMBER = "number"
+    """Whether the number is connected to the Cloud API."""
+    DISPLAY_NUMBER = "display_number"
+    """Whether the links lead to this number."""
+    QUALITY = "quality"
+    """How people rate what the number writes."""
+    BUSINESS_APP = "business_app"
+    """Whether the number is in the WhatsApp Business app too."""
+    HEALTH = "health"
+    """Whether the number can send messages."""
+    WEBHOOK_URL = "webhook_url"
+    """Whether the number's messages are sent to this server."""
+    ACCOUNT = "account"
+    """Whether the WhatsApp Business account holds the number."""
+    SUBSCRIPTION = "subscription"
+    """Whether the app is subscribed to the account's messages: where it is not, none arrive, and nothing else tells."""
+
+
+class Finding(Struct, frozen=True):
+    """What a check has seen."""
+
+    name: CheckName
+    state: State
+    """`skipped`: it could not be looked at."""
+    found: str
+    """For people."""
+    todo: str | None
+    """What to do about it, where there is something to do."""
+
+
+class Checker(Protocol):
+    """Asks a provider about one of its channels. Reads only; what goes wrong is a finding."""
+
+    async def __call__(
+        self, channel: Channel, credentials: Credentials, settings: Settings, at: datetime
+    ) -> list[Finding]: ...
