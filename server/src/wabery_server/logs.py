@@ -23,7 +23,7 @@ _SECRETS = re.compile(
     r"(?P<wjr>wjr[ _-]?)[0-9A-Za-z -]{20,}"
     r"|(?P<prefix>\b(?:wcs|wab_live|wab_test|wab_pub|whsec)_)[0-9A-Za-z+/=_-]+"
     r"|(?P<text>\btext=)[^\s&\"']+"
-    r"|(?P<phone>(?<![0-9A-Za-z_.-])\+?[1-9](?:[ ()-]?[0-9]){9,14}(?![0-9A-Za-z_.-]))",
+    r"|(?P<phone>(?<![0-9A-Za-z_.-])\+?[1-9](?:[ ()-]{0,2}[0-9]){9,14}(?![0-9A-Za-z_.-]))",
     re.IGNORECASE,
 )
 _encode = msgspec.json.Encoder().encode
