@@ -1,11 +1,13 @@
 """Many at once: whatever the order, one of them wins, and everybody is told the same story afterwards."""
 
 import asyncio
+import os
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -194,6 +196,24 @@ async def test_a_poisoned_message_is_stored_with_its_error_and_stops_no_other(ap
         "CheckViolationError",
         None,
     )
+
+
+async def test_a_message_that_the_database_refuses_is_quoted_in_no_log(
+    app: App, acme: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    await rows(app, "alter table messages add check (length(text) <> 16)")
+    log = Path(os.environ["WABERY_TEST_CLUSTER"]) / "postgres.log"
+    before = log.stat().st_size
+
+    counts = await app.deliver(acme, batch(acme, [("my secret hobby.", ANA, "wamid.1")], app))
+
+    said_by_postgres = log.read_bytes()[before:].decode()
+    assert counts == {"stored": 1}
+    assert "inbound_failed" in caplog.text
+    assert 'violates check constraint "messages_text_check"' in said_by_postgres
+    assert "secret hobby" not in caplog.text + said_by_postgres
+    assert ANA.phone is not None
+    assert ANA.phone not in caplog.text
 
 
 async def test_a_message_that_cannot_be_stored_at_all_does_not_fail_the_stored_ones(

@@ -44,6 +44,7 @@ SETTINGS = {
     "autovacuum_naptime": "15s",  # queue rows die young
     "timezone": "UTC",
     "log_timezone": "UTC",
+    "log_error_verbosity": "terse",  # the detail of an error quotes the row: phone numbers, message texts
     "log_checkpoints": "off",  # nobody rotates postgres.log: it is for what went wrong
 }
 """Given with -c. fsync, full_page_writes and synchronous_commit are absent on purpose: they stay on."""
