@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -17,11 +17,13 @@ from world import ANA, BEN, INTENTS, App, Reply, Tenant, serving, tenant
 from wabery_server import intents
 from wabery_server.clock import MovableClock
 from wabery_server.contacts import Identity
-from wabery_server.db import Database, Row, Source
+from wabery_server.db import Database, Lane, Row, Source, Work
 from wabery_server.db.signals import Signals
 from wabery_server.phone import payloads
 from wabery_server.secrets import Keyring
 from wabery_server.settings import Settings
+
+T = TypeVar("T")
 
 
 @pytest.fixture
@@ -489,3 +491,52 @@ async def test_mixed_load_on_two_servers_ends_without_deadlock_or_contradiction(
         await rows(app, "select deadlocks from pg_stat_database where datname = current_database()")
     )[0]
     assert deadlocks == 0
+
+
+@pytest.fixture
+def cut(monkeypatch: pytest.MonkeyPatch) -> list[None]:
+    """As many of the next commits on hot lanes as this has entries are made, and not heard of."""
+    cuts: list[None] = []
+    once = Lane._once
+
+    async def commit_and_lose(lane: Lane, work: Work[T], bare: bool) -> T:
+        result = await once(lane, work, bare)
+        if cuts:
+            cuts.pop()
+            raise ConnectionError("cut during COMMIT")
+        return result
+
+    monkeypatch.setattr(Lane, "_once", commit_and_lose)
+    return cuts
+
+
+@pytest.mark.parametrize("supersede", [False, True])
+@pytest.mark.parametrize("headers", [{}, {"Idempotency-Key": "k"}])
+async def test_a_mint_whose_commit_was_not_heard_of_is_one_intent(
+    app: App, cut: list[None], supersede: bool, headers: dict[str, str]
+) -> None:
+    owner = await tenant(app, "Acme", supersede=supersede)
+    before = [await app.mint(owner.secret_key, "user_123") for _ in range(4)]
+    cut.append(None)
+
+    reply = await app.call(
+        "POST", INTENTS, owner.secret_key, json={"customer_reference": "user_123"}, headers=headers
+    )
+
+    assert (reply.status, cut) == (200, [])
+    pending = await rows(app, "select id from registration_intents where status = 'PENDING' order by id")
+    assert [row["id"] for row in pending] == sorted([*[one["id"] for one in before], reply.body["id"]])
+
+
+async def test_a_join_whose_commit_was_not_heard_of_is_one_join(
+    app: App, acme: Tenant, cut: list[None]
+) -> None:
+    intent = await app.mint(acme.secret_key)
+    cut.append(None)
+
+    await app.say(acme, intent["token"])
+
+    assert cut == []
+    assert (await app.get(acme.secret_key, intent["id"]))["status"] == "JOINED"
+    assert len(await app.events(acme.project.id, "participant.joined")) == 1
+    assert await count(app, "messages") == await count(app, "links") == await count(app, "deliveries") == 1
