@@ -173,6 +173,17 @@ async def seen(app: App, intent_id: str, by: str, **headers: str) -> dict[str, A
     return body
 
 
+async def first_said(app: App, path: str, by: str, headers: dict[str, str]) -> Any:
+    """The first event of a stream; then the line is hung up."""
+    name = "x-wabery-publishable-key" if by.startswith("wab_pub_") else "Authorization"
+    value = by if by.startswith("wab_pub_") else f"Bearer {by}"
+    async with app.web.get(app.base_url + path, headers={name: value, **headers}) as answer:
+        assert answer.headers["content-type"].startswith("text/event-stream")
+        event, data = await answer.content.readline(), await answer.content.readline()
+    assert event == b"event: registration_intent\n"
+    return msgspec.json.decode(data.removeprefix(b"data: "))
+
+
 # Intents
 
 
@@ -260,6 +271,45 @@ async def test_the_answer_to_a_cancel_shows_no_more_than_a_read(app: App, acme: 
 
     assert set(by_page.body) == ANONYMOUS | REJECTED
     assert set(by_server.body) == READER
+
+
+async def test_many_minted_at_once_are_shown_as_one_is(app: App, acme: Tenant) -> None:
+    items = [{"customer_reference": "user_1"}, {"customer_reference": "user_2", "include": ["qr"]}, {}]
+
+    reply = await app.call("POST", f"{INTENTS}/bulk", acme.secret_key, json={"items": items})
+
+    assert set(reply.body) == {"object", "data"}
+    assert [set(one) for one in reply.body["data"]] == [
+        MINTED, MINTED | {"qr"}, {"object", "error", "message", "param"}
+    ]  # fmt: skip
+
+
+async def test_the_answers_to_the_calls_of_a_page_show_no_more_than_a_read(app: App, acme: Tenant) -> None:
+    intent = await app.mint(acme.publishable_key, expires_in=60)
+    path, holder = f"{INTENTS}/{intent['id']}", {"x-wabery-client-secret": intent["client_secret"]}
+
+    extended = await app.call("POST", path + "/extend", acme.publishable_key, headers=holder)
+    opened = await app.call(
+        "POST", path + "/opened", acme.publishable_key, json={"via": "qr"}, headers=holder
+    )
+    by_server = await app.call("POST", path + "/extend", acme.secret_key, json={"expires_in": 3600})
+
+    assert set(extended.body) == set(opened.body) == ANONYMOUS
+    assert set(by_server.body) == READER
+
+
+async def test_a_stream_shows_what_a_read_shows(scene: Scene) -> None:
+    path = f"{INTENTS}/{scene.intent['id']}"
+    holder = {"x-wabery-client-secret": scene.intent["client_secret"]}
+    viewers = [
+        (scene.tenant.publishable_key, {}),
+        (scene.tenant.publishable_key, holder),
+        (scene.tenant.secret_key, {}),
+    ]
+
+    for by, headers in viewers:
+        read = await scene.app.call("GET", path, by, headers=headers)
+        assert await first_said(scene.app, path + "/events", by, headers) == read.body
 
 
 async def test_only_create_does_not_read(app: App, acme: Tenant) -> None:
@@ -462,6 +512,21 @@ async def test_message_received_says_this(app: App, acme: Tenant, *, linked: boo
     assert payload["registration_intent_id"] == (intent["id"] if linked else None)
 
 
+async def test_registration_intent_created_says_this_to_who_asked_for_it(app: App, acme: Tenant) -> None:
+    await app.mint(acme.secret_key)
+    assert await app.events(acme.project.id) == []
+
+    await listening(app, acme, "registration_intent.created")
+    app.service.directory.forget()
+    intent = await app.mint(acme.secret_key)
+
+    payload = await only(app, acme, "registration_intent.created")
+    assert set(payload) == ENVELOPE | REFERENCE | {"registration_intent"}
+    assert set(payload["registration_intent"]) == READER
+    assert payload["registration_intent"]["id"] == intent["id"]
+    assert payload["registration_intent"]["status"] == "PENDING"
+
+
 async def test_registration_intent_rejected_by_a_message_says_this(app: App, acme: Tenant) -> None:
     first = await app.mint(acme.secret_key, "user_123")
     second = await app.mint(acme.secret_key, "user_456")
@@ -580,3 +645,31 @@ async def test_a_live_project_says_so(app: App, acme: Tenant) -> None:
     assert acme.secret_key.startswith("wab_test_")
     assert live["livemode"] is True
     assert test["livemode"] is False
+
+
+async def test_the_event_list_shows_the_person_to_a_key_with_the_scope(app: App, acme: Tenant) -> None:
+    intent = await app.mint(acme.secret_key)
+    await app.say(acme, intent["token"], BEN)
+    (told,) = await app.events(acme.project.id)
+    path = f"/v1/events/{told['payload']['event_id']}"
+    whole, masked = (
+        await key(app, acme, "events:read", "contacts:identity"),
+        await key(app, acme, "events:read"),
+    )
+
+    for by, payload in (
+        (whole, told["payload"]),
+        (
+            masked,
+            {
+                **told["payload"],
+                "from": None,
+                "whatsapp": {**dict.fromkeys(WHATSAPP), "country": "DE"},
+                "identity": {"display": "@b•••", "country": "DE"},
+            },
+        ),
+    ):
+        one, listed = await app.call("GET", path, by), await app.call("GET", "/v1/events", by)
+        assert set(one.body) == {"object", "id", "type", "created_at", "sent_at", "livemode", "payload"}
+        assert one.body["payload"] == payload
+        assert listed.body["data"] == [one.body]

@@ -6,7 +6,9 @@ import msgspec
 from msgspec import Struct
 
 from wabery_server import errors, ids, outbox
+from wabery_server.accounts import Scope
 from wabery_server.api.call import Answer, Call
+from wabery_server.contacts import Contact
 from wabery_server.outbox import EventType
 
 
@@ -20,6 +22,8 @@ class EventObject(TypedDict):
     sent_at: str
     livemode: bool
     payload: dict[str, object]
+    """As it was delivered, with the scope `contacts:identity`. Without it `from` and `whatsapp` keep only the country, and
+    `identity` has the mask."""
 
 
 class _Body(Struct, rename="camel"):
@@ -34,6 +38,7 @@ class _Envelope(Struct):
 
 _body = msgspec.json.Decoder(_Body).decode
 _envelope = msgspec.json.Decoder(_Envelope).decode
+_payload = msgspec.json.Decoder(dict[str, object]).decode
 
 
 async def listed(call: Call) -> Answer:
@@ -53,7 +58,8 @@ async def listed(call: Call) -> Answer:
     found = await call.service.database.run(
         lambda tx: outbox.listed(tx, project_id, which, before=page.before, limit=page.limit + 1)
     )
-    return call.list_answer("events", [(event.id, _public(event)) for event in found], page)
+    whole = call.caller.has(Scope.CONTACTS_IDENTITY)
+    return call.list_answer("events", [(event.id, _public(event, whole)) for event in found], page)
 
 
 async def get(call: Call) -> Answer:
@@ -65,10 +71,10 @@ async def get(call: Call) -> Answer:
         found = await call.service.database.run(lambda tx: outbox.find(tx, project_id, event_id))
     if found is None:
         raise errors.NotFound("There is no such event.", param="id")
-    return call.answer(_public(found))
+    return call.answer(_public(found, call.caller.has(Scope.CONTACTS_IDENTITY)))
 
 
-def _public(event: outbox.Recorded) -> dict[str, object]:
+def _public(event: outbox.Recorded, whole_identity: bool) -> dict[str, object]:
     body = _body(event.body)
     envelope = _envelope(body.payload)
     return {
@@ -78,5 +84,23 @@ def _public(event: outbox.Recorded) -> dict[str, object]:
         "created_at": envelope.created_at,
         "sent_at": body.sent_at,
         "livemode": envelope.livemode,
-        "payload": body.payload,
+        "payload": body.payload if whole_identity else _masked(body.payload),
     }
+
+
+def _masked(raw: msgspec.Raw) -> dict[str, object]:
+    """The payload for a key that may not know who the person is."""
+    payload = _payload(raw)
+    whatsapp = payload.get("whatsapp")
+    if not isinstance(whatsapp, dict):
+        return payload
+    person = Contact(
+        project_id="",
+        id="",
+        username=whatsapp["username"],
+        profile_name=None,
+        country=whatsapp["country"],
+        phone=whatsapp["wa_id"],
+    )
+    hidden = {**dict.fromkeys(whatsapp), "country": person.country}
+    return {**payload, "from": None, "whatsapp": hidden, "identity": person.masked()}
