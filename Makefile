@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := server/src sdks/python/src server/tests sdks/python/tests tests bench docs
+SOURCES := server/src sdks/python/src server/tests sdks/python/tests tests bench docs examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
@@ -40,8 +40,9 @@ bench: .venv/installed ## measure, beside the limit on the same PostgreSQL; writ
 openapi: .venv/installed ## write openapi.json from the routes table
 	@$(BIN)/wabery openapi > openapi.json
 
-docs: .venv/installed ## write docs/reference from the code
+docs: .venv/installed ## write docs/reference from the code, and build the site into site/
 	@$(BIN)/python docs/generate.py
+	@$(BIN)/python docs/build.py
 
 lock: .venv/installed ## resolve the requirement files anew, with hashes
 	@cd requirements && for f in dev server; do \
@@ -50,7 +51,7 @@ lock: .venv/installed ## resolve the requirement files anew, with hashes
 	    ../server/pyproject.toml $$([ $$f = dev ] && echo ../sdks/python/pyproject.toml --all-extras dev.in) -o $$f.txt >/dev/null; done
 
 clean: ## remove what the commands above made
-	rm -rf .venv .wabery .*_cache .hypothesis node_modules sdks/typescript/dist
+	rm -rf .venv .wabery .*_cache .cache .hypothesis site node_modules sdks/typescript/dist
 
 .venv/installed: requirements/dev.txt server/pyproject.toml sdks/python/pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Wabery needs Python 3.11 or later; try: make PYTHON=python3.12 ..." >&2; exit 1; }
