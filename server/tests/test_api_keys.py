@@ -87,6 +87,14 @@ async def test_changed_origins_count_at_once(app: App, acme: Tenant) -> None:
     assert (await app.call("POST", INTENTS, key["key"], json=body, headers=origin)).status == 403
 
 
+async def test_no_origins_are_fine_for_a_secret_key_made_or_changed(app: App, acme: Tenant) -> None:
+    key = await made(app, acme, scopes=["full"], allowed_origins=[])
+
+    changed = await app.call("PATCH", f"{KEYS}/{key['id']}", acme.secret_key, json={"allowed_origins": []})
+
+    assert (changed.status, changed.body["allowed_origins"]) == (200, [])
+
+
 async def test_a_revoked_key_opens_nothing_and_ends_what_it_minted(app: App, acme: Tenant) -> None:
     key = await made(app, acme, scopes=["registrations:create"])
     intent = await app.mint(key["key"])

@@ -424,7 +424,7 @@ async def test_a_refusal_is_not_kept_for_its_idempotency_key(app: App, acme: Ten
 
 QUERIES = {
     f"{INTENTS}/{{id}}": ["wait=-1", "wait=26", "wait=1.5", "wait=", "wait=%D9%A3", "wait=1e1", "wait=+1", "include=svg",
-                          "include=qr,svg", "x=1", "WAIT=1", "wait=" + "9" * 5000],
+                          "include=", "include=qr,svg", "x=1", "WAIT=1", "wait=" + "9" * 5000],
     INTENTS: ["limit=0", "limit=101", "limit=-1", "limit=ten", "limit=", "status=JOINING", "status=", "status=joined",
               "created_after=yesterday", "created_after=2026-06-27", "created_after=2026-06-27T00:00:00",
               "created_before=", "created_before=0001-01-01T00:00:00%2B23:59", "created_after=2026-13-01T00:00:00Z",

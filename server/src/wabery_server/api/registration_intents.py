@@ -378,8 +378,8 @@ def _item_error(refusal: errors.WaberyError) -> dict[str, object]:
 
 
 def _include(call: Call) -> frozenset[str]:
-    asked = call.query.get("include", "")
-    include = frozenset(part for part in asked.split(",") if part)
+    asked = call.query.get("include")
+    include = frozenset() if asked is None else frozenset(asked.split(","))
     if not include <= {"qr"}:
         raise errors.InvalidRequest("include can only be qr.", param="include")
     return include
