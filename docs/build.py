@@ -19,6 +19,7 @@ SITE = ROOT / "site"
 
 def main() -> int:
     """Builds; returns an exit code."""
+    shutil.rmtree(SITE, ignore_errors=True)
     built = subprocess.run(
         [sys.executable, "-m", "zensical", "build", "--clean", "--strict"], cwd=ROOT, check=False
     )
@@ -37,15 +38,7 @@ def llms() -> Iterator[str]:
     yield ""
     yield f"> {settings['site_description']}. Self-hosted, open source."
     yield ""
-    for entry in [*settings["nav"], {"Decisions": decisions()}]:
-        if isinstance(entry, str):
-            yield _line(entry)
-            continue
-        ((section, names),) = entry.items()
-        yield ""
-        yield f"## {section}"
-        yield ""
-        yield from map(_line, names)
+    yield from _listed([*settings["nav"], {"Decisions": decisions()}])
 
 
 def decisions() -> list[str]:
@@ -53,9 +46,20 @@ def decisions() -> list[str]:
     return sorted(page.relative_to(DOCS).as_posix() for page in DOCS.glob("decisions/*.md"))
 
 
-def _line(name: str) -> str:
-    title, first = _opening((DOCS / name).read_text())
-    return f"- [{title}]({name}): {first}"
+def _listed(entry: object) -> Iterator[str]:
+    """A part of the navigation: a page, a titled page or section, or several of them."""
+    match entry:
+        case str(name):
+            title, first = _opening((DOCS / name).read_text())
+            yield f"- [{title}]({name}): {first}"
+        case dict():
+            for title, inside in entry.items():
+                if isinstance(inside, list):
+                    yield from ("", f"## {title}", "")
+                yield from _listed(inside)
+        case list():
+            for one in entry:
+                yield from _listed(one)
 
 
 def _opening(text: str) -> tuple[str, str]:

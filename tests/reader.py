@@ -77,7 +77,7 @@ class Fence:
     text: str
 
     def __str__(self) -> str:
-        return f"{self.page.relative_to(ROOT)}:{self.line}"
+        return f"{os.path.relpath(self.page, ROOT)}:{self.line}"
 
     @property
     def commands(self) -> list[str]:
@@ -256,11 +256,11 @@ class Terminal:
 
 
 def lacking(expected: str, output: str) -> str | None:
-    """The first expected line that the output does not have in its place."""
-    lines = iter(output.splitlines())
+    """The first expected line that the output does not have in its place; white space counts as one space."""
+    lines = (" ".join(line.split()) for line in output.splitlines())
     for line in expected.splitlines():
-        pattern = re.compile(".*".join(re.escape(part) for part in line.rstrip().split("…")))
-        if line.strip() and not any(pattern.fullmatch(shown.rstrip()) for shown in lines):
+        pattern = re.compile(".*".join(re.escape(part) for part in " ".join(line.split()).split("…")))
+        if line.strip() and not any(pattern.fullmatch(shown) for shown in lines):
             return line
     return None
 

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
+from importlib.metadata import PackageNotFoundError
 from pathlib import Path
 from typing import Any
 
@@ -151,6 +152,34 @@ def test_a_page_shows_the_example_as_it_is(page: str, example: str) -> None:
     assert shown == [(ROOT / example).read_text()]
 
 
+# What plays them
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("```bash\necho yes\n```\n\n```text\nno\n```", "not printed: no"),
+        ("```bash\nfalse\necho yes\n```", "failed"),
+        ("```python\nimport nowhere\n\nprint(nowhere)\n```", "No module named 'nowhere'"),
+        ("```python\nprint(undefined)\n```", "Undefined name"),
+        ('```ts\nimport { Wabery } from "@wabery/sdk";\nnew Wabery({ apiKye: "" });\n```', "apiKye"),
+        ("```bash\npip install nobody-has-this-package\n```", "nobody-has-this-package"),
+        ("```bash\necho reg_…\n```", "nothing like it was printed"),
+        ('```bash title="A"\necho one\n```\n\n```text title="A"\ntwo\n```', "not printed: two"),
+    ],
+)
+def test_a_page_that_is_wrong_is_found_out(text: str, complaint: str, home: Path, packages: Path) -> None:
+    page = home / "page.md"
+    page.write_text(f"# Wrong\n\n{text}\n")
+    play = Play(page, home, packages, {})
+
+    try:
+        with pytest.raises((AssertionError, PackageNotFoundError), match=re.escape(complaint)):
+            play.run()
+    finally:
+        play.close()
+
+
 # What is only looked at
 
 
@@ -222,9 +251,30 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy / "site"
 
 
-def test_the_site_builds_and_none_of_its_links_leads_nowhere(site: Path) -> None:
+def test_the_site_builds_with_pages_alone(site: Path) -> None:
     assert (site / "index.html").exists()
     assert not list(site.rglob("*.py"))
+
+
+def test_no_link_leads_nowhere(site: Path) -> None:
+    pages = {page: page.read_text() for page in site.rglob("*.html") if page.name != "404.html"}
+    ids = {page: set(re.findall(r'\bid="([^"]+)"', text)) for page, text in pages.items()}
+
+    dead = [
+        f"{page.relative_to(site)}: {link}"
+        for page, text in pages.items()
+        for link in re.findall(r'<a\b[^>]*\bhref="([^":]+)"', text)
+        if not _leads_somewhere(page, link, ids)
+    ]
+
+    assert dead == []
+
+
+def _leads_somewhere(page: Path, link: str, ids: Mapping[Path, set[str]]) -> bool:
+    path, _, fragment = link.partition("#")
+    goal = (page.parent / path).resolve() if path and path != "." else page
+    goal = goal / "index.html" if goal.is_dir() else goal
+    return goal.exists() and (not fragment or fragment in ids.get(goal, ()))
 
 
 def test_every_page_is_there_as_markdown_too(site: Path) -> None:
