@@ -23,6 +23,7 @@ import configparser
 import contextlib
 import email
 import email.policy
+import fcntl
 import html.parser
 import json
 import os
@@ -449,8 +450,10 @@ def clone(folder: Path, server: Mapping[str, str]) -> None:
 
 def node_packages(folder: Path) -> Path:
     """A node_modules like that of the tree, but with the SDK built apart: nobody else rebuilds it in the meantime."""
-    if not (ROOT / "node_modules/typescript").exists():
-        subprocess.run(["npm", "ci", "--silent"], cwd=ROOT, check=True)
+    with (ROOT / "package-lock.json").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # each process of pytest-xdist comes by here
+        if not (ROOT / "node_modules/typescript").exists():
+            subprocess.run(["npm", "ci", "--silent"], cwd=ROOT, check=True)
     modules = folder / "node_modules"
     sdk = modules / "@wabery/sdk"
     sdk.mkdir(parents=True)
