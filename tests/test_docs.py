@@ -44,9 +44,8 @@ COPIES = {
 @pytest.fixture(scope="session")
 def packages() -> Iterator[Path]:
     """A node_modules with the SDK of this tree."""
-    folder = Path(tempfile.mkdtemp(prefix="wabery-npm-"))
-    yield reader.node_packages(folder)
-    shutil.rmtree(folder)
+    with tempfile.TemporaryDirectory(prefix="wabery-npm-") as folder:
+        yield reader.node_packages(Path(folder))
 
 
 @pytest.fixture
