@@ -28,6 +28,7 @@ check: .venv/installed node_modules/installed ## formatting, lint, types, import
 	@$(BIN)/lint-imports
 	@$(BIN)/squawk server/src/wabery_server/db/migrations/*.sql
 	@$(BIN)/wabery openapi --check openapi.json
+	@REDOCLY_SUPPRESS_UPDATE_NOTICE=true node_modules/.bin/redocly lint openapi.json
 	@$(BIN)/python docs/generate.py --check
 
 fix: .venv/installed ## format the code and mend what the linter can mend

@@ -171,6 +171,11 @@ _MORE: Mapping[object, More] = {
     ),
 }
 
+_PATH: Mapping[str, tuple[Json, str]] = {
+    "id": ({"type": "string"}, "The object's `id`."),
+    "code": ({"$ref": REFERENCE.format(name="ErrorCode")}, "`error` of a refusal."),
+}
+
 _QUERY: Mapping[str, tuple[Json, str]] = {
     "limit": (
         {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
@@ -345,8 +350,8 @@ def _security(operation: Operation) -> list[Json]:
 
 def _parameters(operation: Operation) -> Iterator[Json]:
     for name in re.findall(r"{(\w+)}", operation.path):
-        schema: Json = {"$ref": "#/components/schemas/ErrorCode"} if name == "code" else {"type": "string"}
-        yield {"name": name, "in": "path", "required": True, "schema": schema}
+        schema, what = _PATH[name]
+        yield {"name": name, "in": "path", "required": True, "description": what, "schema": schema}
     for name in operation.query:
         schema, what = _QUERY[name]
         yield {"name": name, "in": "query", "description": what, "schema": schema}
