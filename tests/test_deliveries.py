@@ -1,5 +1,9 @@
-"""From a mint with curl to a webhook that openssl verifies: the whole product, touched with nothing of ours."""
+"""From a mint with curl to a webhook that openssl verifies: the whole product, touched with nothing of ours.
 
+What is delivered is also verified by the libraries of Standard Webhooks and of Svix, in both languages.
+"""
+
+import base64
 import json
 import os
 import queue
@@ -10,13 +14,15 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+import standardwebhooks
+import svix.webhooks
 
 ROOT = Path(__file__).parents[1]
 PATIENCE = 30
@@ -250,3 +256,92 @@ def test_a_rotated_secret_signs_what_comes_after_it(
     assert "whsec_" not in listed
     assert verified(delivery, after["webhook_secret"], tmp_path)
     assert not verified(delivery, before, tmp_path)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What a library is asked: whether this body comes from whoever has this secret."""
+
+    body: str
+    headers: dict[str, str]
+    secret: str
+
+
+def python(
+    library: type[standardwebhooks.Webhook] | type[svix.webhooks.Webhook], claims: list[Claim]
+) -> list[bool]:
+    def holds(claim: Claim) -> bool:
+        try:
+            library(claim.secret).verify(claim.body, claim.headers)
+        except standardwebhooks.WebhookVerificationError:
+            return False
+        return True
+
+    return [holds(claim) for claim in claims]
+
+
+NODE = """
+import { readFileSync } from "node:fs";
+import { Webhook, WebhookVerificationError } from "%s";
+
+const holds = ({ body, headers, secret }) => {
+  try {
+    new Webhook(secret).verify(body, headers);
+    return true;
+  } catch (failure) {
+    if (failure instanceof WebhookVerificationError) return false;
+    throw failure;
+  }
+};
+console.log(JSON.stringify(JSON.parse(readFileSync(0, "utf8")).map(holds)));
+"""
+
+
+def node(package: str, claims: list[Claim]) -> list[bool]:
+    """Where the npm packages are installed; a clone without them gets them first."""
+    if not (ROOT / "node_modules" / package).exists():
+        subprocess.run(["npm", "ci", "--silent"], cwd=ROOT, timeout=300, check=True)
+    said = subprocess.run(
+        ["node", "--input-type=module", "-e", NODE % package],
+        input=json.dumps([vars(claim) for claim in claims]),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=True,
+    ).stdout
+    verdicts: list[bool] = json.loads(said)
+    return verdicts
+
+
+LIBRARIES: dict[str, Callable[[list[Claim]], list[bool]]] = {
+    "standardwebhooks of PyPI": lambda claims: python(standardwebhooks.Webhook, claims),
+    "svix of PyPI": lambda claims: python(svix.webhooks.Webhook, claims),
+    "standardwebhooks of npm": lambda claims: node("standardwebhooks", claims),
+    "svix of npm": lambda claims: node("svix", claims),
+}
+
+
+def test_libraries_that_nobody_here_wrote_believe_what_is_delivered_and_nothing_else(
+    product: Product, receiver: Receiver
+) -> None:
+    update = f'wabery projects update {product.project_id} --webhook-url "$URL" --json'
+    made = json.loads(product.bash(update, URL=receiver.url))["webhook_secret"]
+    product.bash(SEND, MESSAGE=json.dumps({"text": TEXT}))
+    first = receiver.next()
+    product.bash(f'{update} --webhook-secret "$SECRET"', URL=receiver.url, SECRET=SECRET)
+    product.bash(SEND, MESSAGE=json.dumps({"text": "ünïcode \U0001f4e6"}))
+    second = receiver.next()
+
+    # A secret that is not of their form is given to them as the base64 of its UTF-8.
+    ours = "whsec_" + base64.b64encode(SECRET.encode()).decode()
+    claims = [
+        Claim(first.body.decode(), first.headers, made),
+        Claim(second.body.decode(), second.headers, ours),
+        Claim(first.body.decode(), first.headers, ours),
+        Claim(first.body.decode() + " ", first.headers, made),
+        Claim(first.body.decode(), first.headers | {"webhook-id": second.headers["webhook-id"]}, made),
+    ]
+
+    for name, believes in LIBRARIES.items():
+        assert believes(claims) == [True, True, False, False, False], name
