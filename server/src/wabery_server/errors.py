@@ -67,10 +67,10 @@ class MetadataTooLarge(WaberyError):
 
 
 class ExpiresInOutOfRange(WaberyError):
-    """`expires_in` must be 60 to 604800 seconds."""
+    """`expires_in` must be a whole number of seconds, 60 to 604800."""
 
     code, status = "expires_in_out_of_range", 400
-    message = "expires_in must be between 60 and 604800 seconds."
+    message = "expires_in must be a whole number of seconds, 60 to 604800."
 
 
 class InvalidCursor(WaberyError):
