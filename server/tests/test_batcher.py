@@ -39,7 +39,7 @@ class Writer:
         self.arrived.release()
         if self.gated:
             await self.go.acquire()
-        await tx.run_each(
+        await tx.rows_each(
             "insert into notes (n) values ($1) on conflict do nothing", [(item,) for item in items]
         )
         return [-item for item in items]
@@ -117,7 +117,7 @@ async def test_a_row_that_the_database_refuses_fails_its_caller_alone(notes: Dat
 
 async def test_a_refusal_among_the_results_goes_to_its_caller_and_the_others_commit(notes: Database) -> None:
     async def flush(tx: Tx, items: list[int]) -> list[int | Exception]:
-        await tx.run_each("insert into notes (n) values ($1)", [(item,) for item in items if item % 2])
+        await tx.rows_each("insert into notes (n) values ($1)", [(item,) for item in items if item % 2])
         return [item if item % 2 else errors.TooManyPending() for item in items]
 
     batcher = Batcher(notes, flush)
@@ -322,7 +322,7 @@ async def test_one_row_that_is_locked_does_not_stop_the_others(
     await other.execute("select * from notes where n = 7 for update")
 
     async def flush(tx: Tx, items: list[int]) -> list[int]:
-        await tx.run_each(
+        await tx.rows_each(
             "insert into notes (n) values ($1) on conflict (n) do update set n = excluded.n",
             [(item,) for item in items],
         )

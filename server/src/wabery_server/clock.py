@@ -32,4 +32,6 @@ class MovableClock:
 
 def iso(moment: datetime) -> str:
     """The contract's time: ISO 8601, UTC, milliseconds, `Z` (2026-06-27T00:00:00.000Z)."""
-    return moment.astimezone(UTC).isoformat(timespec="milliseconds")[:-6] + "Z"
+    if moment.tzinfo is not UTC:
+        moment = moment.astimezone(UTC)
+    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"

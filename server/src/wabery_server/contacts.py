@@ -195,13 +195,13 @@ async def meet(tx: Tx, senders: Sequence[Sender], at: datetime) -> list[Met]:
             added.append((sender.project_id, contact.id, kind, scope, value, at))
             contact.hold(kind, scope, value)
         met.append(Met(contact, ""))
-    await tx.run_each(sql.insert_contact, [_columns(contact, at) for contact in fresh])
-    await tx.run_each(
+    await tx.rows_each(sql.insert_contact, [_columns(contact, at) for contact in fresh])
+    await tx.rows_each(
         sql.rename, [(c.project_id, c.id, c.username, c.profile_name, c.country) for c in changed]
     )
-    await tx.run_each(sql.supersede_identifier, superseded)
+    await tx.rows_each(sql.supersede_identifier, superseded)
     try:
-        await tx.run_each(sql.insert_identifier, added)
+        await tx.rows_each(sql.insert_identifier, added)
     except Taken as late:
         raise Conflict("another process met one of these senders first") from late
     await _converse(tx, senders, met, {contact.id for contact in fresh}, at)
@@ -252,14 +252,14 @@ async def link(tx: Tx, links: Sequence[Link]) -> None:
         for new in links
     ]
     try:
-        await tx.run_each(sql.insert_link, rows)
+        await tx.rows_each(sql.insert_link, rows)
     except Taken as late:
         raise Conflict("a reference was linked meanwhile") from late
 
 
 async def refresh(tx: Tx, links: Sequence[Link]) -> None:
     """A trusted registration of what is linked already: its trust, metadata and intent become the link's."""
-    await tx.run_each(
+    await tx.rows_each(
         sql.refresh_link,
         [
             (
@@ -292,7 +292,7 @@ async def _known(
     holders = sorted({(row["project_id"], row["contact_id"]) for row in held})
     if not holders:
         return owners, {}
-    await tx.run_each(sql.lock, holders)
+    await tx.rows_each(sql.lock, holders)
     return owners, _assembled(await tx.rows_each(sql.find, holders))
 
 

@@ -1,30 +1,44 @@
 -- name: holder, hot
 select i.project_id, i.kind, i.scope, i.value, i.contact_id
-from identifiers i
-where i.project_id = $1 and i.kind = $2 and i.scope = $3 and i.value = $4 and i.superseded_at is null;
+from (values ($1::text, $2::text, $3::text, $4::text)) w (project_id, kind, scope, value)
+cross join lateral (
+    select i.project_id, i.kind, i.scope, i.value, i.contact_id
+    from identifiers i
+    where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and i.value = w.value
+      and i.superseded_at is null
+    limit 1) i;
 
 -- name: lock, hot
-select c.id from contacts c where c.project_id = $1 and c.id = $2 for update;
+-- In the order of the rows that are asked for.
+select c.id
+from (values ($1::text, $2::text)) w (project_id, id)
+cross join lateral (select c.id from contacts c where c.project_id = w.project_id and c.id = w.id for update of c) c;
 
 -- name: find, hot
-select c.project_id, c.id, c.username, c.profile_name, c.country, i.kind, i.scope, i.value
-from contacts c
-left join identifiers i
-  on i.project_id = c.project_id and i.contact_id = c.id and i.superseded_at is null
-where c.project_id = $1 and c.id = $2
-order by i.created_at;
+select c.*
+from (values ($1::text, $2::text)) w (project_id, id)
+cross join lateral (
+    select c.project_id, c.id, c.username, c.profile_name, c.country, i.kind, i.scope, i.value
+    from contacts c
+    left join identifiers i
+      on i.project_id = c.project_id and i.contact_id = c.id and i.superseded_at is null
+    where c.project_id = w.project_id and c.id = w.id
+    order by i.created_at) c;
 
 -- name: insert_contact, hot
 insert into contacts (project_id, id, username, profile_name, country, created_at)
 values ($1, $2, $3, $4, $5, $6);
 
 -- name: rename, hot
-update contacts set username = $3, profile_name = $4, country = $5
-where project_id = $1 and id = $2;
+update contacts c set username = w.username, profile_name = w.profile_name, country = w.country
+from (values ($1::text, $2::text, $3::text, $4::text, $5::text)) w (project_id, id, username, profile_name, country)
+where c.project_id = w.project_id and c.id = w.id;
 
 -- name: supersede_identifier, hot
-update identifiers set superseded_at = $5
-where project_id = $1 and kind = $2 and scope = $3 and value = $4 and superseded_at is null;
+update identifiers i set superseded_at = w.at
+from (values ($1::text, $2::text, $3::text, $4::text, $5::timestamptz)) w (project_id, kind, scope, value, at)
+where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and i.value = w.value
+  and i.superseded_at is null;
 
 -- name: insert_identifier, hot
 -- A person may get an identifier back. One that somebody else holds by now is a unique violation: run again.
@@ -35,14 +49,21 @@ on conflict (project_id, contact_id, kind, scope, value) do update
 
 -- name: conversation, hot
 select v.project_id, v.contact_id, v.channel_id, v.id
-from conversations v
-where v.project_id = $1 and v.contact_id = $2 and v.channel_id = $3;
+from (values ($1::text, $2::text, $3::text)) w (project_id, contact_id, channel_id)
+cross join lateral (
+    select v.project_id, v.contact_id, v.channel_id, v.id
+    from conversations v
+    where v.project_id = w.project_id and v.contact_id = w.contact_id and v.channel_id = w.channel_id
+    limit 1) v;
 
 -- name: newest_conversation, hot
 select v.project_id, v.contact_id, v.channel_id, v.id
-from conversations v
-where v.project_id = $1 and v.contact_id = $2
-order by v.id desc limit 1;
+from (values ($1::text, $2::text)) w (project_id, contact_id)
+cross join lateral (
+    select v.project_id, v.contact_id, v.channel_id, v.id
+    from conversations v
+    where v.project_id = w.project_id and v.contact_id = w.contact_id
+    order by v.id desc limit 1) v;
 
 -- name: insert_conversation, hot
 insert into conversations (project_id, id, channel_id, contact_id, created_at)
@@ -55,10 +76,20 @@ l.project_id, l.id, l.contact_id, l.customer_reference, l.registration_intent_id
     l.created_at
 
 -- name: links_of_contact, hot
-select {link} from links l where l.project_id = $1 and l.contact_id = $2 and l.ended_at is null;
+select l.*
+from (values ($1::text, $2::text)) w (project_id, contact_id)
+cross join lateral (
+    select {link} from links l
+    where l.project_id = w.project_id and l.contact_id = w.contact_id and l.ended_at is null
+    offset 0) l;
 
 -- name: links_of_reference, hot
-select {link} from links l where l.project_id = $1 and l.customer_reference = $2 and l.ended_at is null;
+select l.*
+from (values ($1::text, $2::text)) w (project_id, customer_reference)
+cross join lateral (
+    select {link} from links l
+    where l.project_id = w.project_id and l.customer_reference = w.customer_reference and l.ended_at is null
+    limit 1) l;
 
 -- name: insert_link, hot
 insert into links (project_id, id, contact_id, customer_reference, registration_intent_id, reference_trust, metadata,
@@ -66,10 +97,14 @@ insert into links (project_id, id, contact_id, customer_reference, registration_
 values ($1, $2, $3, $4, $5, $6, $7, $8);
 
 -- name: refresh_link, hot
-update links set registration_intent_id = $3, reference_trust = $4, metadata = $5
-where project_id = $1 and id = $2 and ended_at is null;
+update links l
+set registration_intent_id = w.registration_intent_id, reference_trust = w.reference_trust, metadata = w.metadata
+from (values ($1::text, $2::text, $3::text, $4::text, $5::json))
+    w (project_id, id, registration_intent_id, reference_trust, metadata)
+where l.project_id = w.project_id and l.id = w.id and l.ended_at is null;
 
 -- name: end_link, hot
-update links set ended_at = $4, end_reason = $3
-where project_id = $1 and id = $2 and ended_at is null
-returning id;
+update links l set ended_at = w.at, end_reason = w.reason
+from (values ($1::text, $2::text, $3::text, $4::timestamptz)) w (project_id, id, reason, at)
+where l.project_id = w.project_id and l.id = w.id and l.ended_at is null
+returning l.id;

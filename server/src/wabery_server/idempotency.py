@@ -46,13 +46,11 @@ class Stored(Struct, frozen=True):
     body: bytes
 
 
-def read(header: str | None, *, project_id: str, api_key_id: str, call: str, body: bytes) -> Key | None:
-    """The key of a request, bare or as a structured-field string (RFC 9651); None without the header.
+def read(header: str, *, project_id: str, api_key_id: str, call: str, body: bytes) -> Key:
+    """The key of a request, bare or as a structured-field string (RFC 9651).
 
     Raises errors.InvalidIdempotencyKey.
     """
-    if header is None:
-        return None
     value = header.strip()
     if value.startswith('"'):
         quoted = _QUOTED.fullmatch(value)
@@ -148,7 +146,7 @@ async def projects_with_expired(tx: Tx, now: datetime, limit: int) -> list[str]:
 
 async def release(tx: Tx, keys: Sequence[Key]) -> None:
     """Frees keys that this transaction has claimed: what they asked for was refused after all."""
-    await tx.run_each(sql.release, [key.identity for key in keys])
+    await tx.rows_each(sql.release, [key.identity for key in keys])
 
 
 async def prune(tx: Tx, project_id: str, now: datetime, limit: int) -> int:

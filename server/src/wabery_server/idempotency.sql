@@ -11,9 +11,14 @@ on conflict (project_id, api_key_id, call, key) do update
 returning project_id, api_key_id, call, key;
 
 -- name: find, hot
-select k.project_id, k.api_key_id, k.call, k.key, k.request_hash, k.status, k.answer, k.secret_version
-from idempotency_keys k
-where k.project_id = $1 and k.api_key_id = $2 and k.call = $3 and k.key = $4 and k.expires_at > $5;
+select k.*
+from (values ($1::text, $2::text, $3::text, $4::text, $5::timestamptz)) w (project_id, api_key_id, call, key, at)
+cross join lateral (
+    select k.project_id, k.api_key_id, k.call, k.key, k.request_hash, k.status, k.answer, k.secret_version
+    from idempotency_keys k
+    where k.project_id = w.project_id and k.api_key_id = w.api_key_id and k.call = w.call and k.key = w.key
+      and k.expires_at > w.at
+    limit 1) k;
 
 -- name: any_project_expired
 -- Off the hot path: which projects have something to prune. One index probe a project.
@@ -22,7 +27,9 @@ where exists (select 1 from idempotency_keys k where k.project_id = p.id and k.e
 limit $2;
 
 -- name: release
-delete from idempotency_keys where project_id = $1 and api_key_id = $2 and call = $3 and key = $4;
+delete from idempotency_keys k
+using (values ($1::text, $2::text, $3::text, $4::text)) w (project_id, api_key_id, call, key)
+where k.project_id = w.project_id and k.api_key_id = w.api_key_id and k.call = w.call and k.key = w.key;
 
 -- name: prune
 delete from idempotency_keys

@@ -10,41 +10,50 @@ from datetime import datetime
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 LENGTH = 26
 
-_PAIRS = [a + b for a in ALPHABET for b in ALPHABET]
-_VERSION_7 = 0x7 << 76
-_VARIANT = 0x2 << 62
-_RAND_A = 0xFFF
-_RAND_B = (1 << 62) - 1
+_LETTERS = bytes(ALPHABET[byte & 31].encode()[0] for byte in range(256))
+_TIME_LETTERS = 10
+_NOISE_LETTERS = LENGTH - _TIME_LETTERS
+_DRAWN = 256
+_VERSION = {letter: ALPHABET[0b01110 | value & 1] for value, letter in enumerate(ALPHABET)}
+"""The letter with the four bits of version 7, and one random bit."""
+_VARIANT = {letter: ALPHABET[value & 0b10011 | 0b01000] for value, letter in enumerate(ALPHABET)}
+"""The letter with a random bit, the two bits of the variant, and two random bits."""
+_noise: list[str] = []
+"""The random ends of ids, each used once: a system call for every id would cost more than the id."""
+_newest = (-1, "")
+"""The millisecond of the id before, and its letters."""
 
 
 def new(prefix: str, at: datetime) -> str:
     """A fresh id such as `reg_01jx…`; `at` is the business moment it sorts by."""
+    global _newest
+    milliseconds = int(at.timestamp() * 1000)
+    before, time = _newest
+    if milliseconds != before:
+        time = "".join(
+            [ALPHABET[milliseconds >> shift & 31] for shift in range(5 * _TIME_LETTERS - 5, -1, -5)]
+        )
+        _newest = milliseconds, time
     if not _noise:
         _draw()
-    noise = _noise.pop()
-    milliseconds = int(at.timestamp() * 1000)
-    value = milliseconds << 80 | _VERSION_7 | (noise >> 62 & _RAND_A) << 64 | _VARIANT | noise & _RAND_B
-    return f"{prefix}_{encode130(value)}"
-
-
-_noise: list[int] = []
-"""Random numbers of 80 bits, each used once: a system call for every id would cost more than the id."""
-_DRAWN = 256
+    return f"{prefix}_{time}{_noise.pop()}"
 
 
 def _draw() -> None:
-    drawn = os.urandom(10 * _DRAWN)
-    _noise.extend(int.from_bytes(drawn[n : n + 10]) for n in range(0, len(drawn), 10))
+    drawn = letters(os.urandom(_NOISE_LETTERS * _DRAWN))
+    for n in range(0, len(drawn), _NOISE_LETTERS):
+        _noise.append(
+            f"{_VERSION[drawn[n]]}{drawn[n + 1 : n + 3]}{_VARIANT[drawn[n + 3]]}{drawn[n + 4 : n + _NOISE_LETTERS]}"
+        )
 
 
 # A forked child must not make its parent's ids.
 os.register_at_fork(after_in_child=_noise.clear)
 
 
-def encode130(value: int) -> str:
-    """26 characters for a number of at most 130 bits."""
-    pairs = _PAIRS
-    return "".join([pairs[value >> shift & 1023] for shift in range(120, -1, -10)])
+def letters(noise: bytes) -> str:
+    """A letter for each byte, of which the low five bits count."""
+    return noise.translate(_LETTERS).decode()
 
 
 def looks_like(prefix: str, text: str) -> bool:

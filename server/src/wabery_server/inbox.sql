@@ -1,7 +1,11 @@
 -- name: seen, hot
 select m.project_id, m.channel_id, m.provider_message_id
-from messages m
-where m.project_id = $1 and m.channel_id = $2 and m.provider_message_id = $3;
+from (values ($1::text, $2::text, $3::text)) w (project_id, channel_id, provider_message_id)
+cross join lateral (
+    select m.project_id, m.channel_id, m.provider_message_id
+    from messages m
+    where m.project_id = w.project_id and m.channel_id = w.channel_id and m.provider_message_id = w.provider_message_id
+    limit 1) m;
 
 -- name: insert, hot
 insert into messages (project_id, id, channel_id, provider_message_id, kind, type, contact_id, conversation_id, text,

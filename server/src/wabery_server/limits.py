@@ -7,36 +7,42 @@ been idle for its window costs nothing.
 import math
 import time
 from collections.abc import Callable, Hashable
-from typing import NamedTuple
+
+from msgspec import Struct
 
 _MAX_KEYS = 100_000
 
 
-class Allowance(NamedTuple):
+class Allowance(Struct, frozen=True):
     """What one limit says of one request."""
 
-    name: str
-    quota: int
-    """Requests per window."""
-    window: int
-    """Seconds."""
-    allowed: bool
-    remaining: int
+    limit: "Limit"
     reset: float
     """Seconds until the whole quota is there again."""
-    retry_after: float
+    retry_after: float = 0.0
     """Seconds until the next request is welcome; 0 when this one was."""
+
+    @property
+    def allowed(self) -> bool:
+        return self.retry_after == 0.0
+
+    @property
+    def name(self) -> str:
+        return self.limit.name
+
+    @property
+    def remaining(self) -> int:
+        return max(0, int((self.limit.window - self.reset) / self.limit.step + 1e-6))
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """`RateLimit-Policy` and `RateLimit` (IETF draft-ietf-httpapi-ratelimit-headers-11).
 
         A refusal's `t` is the moment that its `Retry-After` names.
         """
-        name, left = self.name, self.remaining
-        reset = math.ceil(self.reset if self.allowed else self.retry_after)
+        reset = math.ceil(self.retry_after or self.reset)
         return [
-            (b"ratelimit-policy", b'"%s";q=%d;w=%d' % (name.encode(), self.quota, self.window)),
-            (b"ratelimit", b'"%s";r=%d;t=%d' % (name.encode(), left, reset)),
+            (b"ratelimit-policy", self.limit.policy),
+            (b"ratelimit", f'"{self.limit.name}";r={self.remaining};t={reset}'.encode()),
         ]
 
 
@@ -53,35 +59,33 @@ class Limit:
         max_keys: int = _MAX_KEYS,
     ) -> None:
         self.name = name
-        self.quota = quota
         self.window = window
+        """Seconds."""
+        self.step = window / quota
+        """Seconds that one request takes up."""
+        self.policy = f'"{name}";q={quota};w={window}'.encode()
         self._now = now
-        self._step = window / quota
         self._full_at: dict[Hashable, float] = {}
         self._max_keys = max_keys
 
     def take(self, key: Hashable, cost: int = 1) -> Allowance:
         """Counts a request of this key, unless it is one too many."""
         now = self._now()
-        full_at = max(self._full_at.get(key, now), now) + self._step * cost
-        over = full_at - now - self.window
+        taken = self.step * cost
+        before = self._full_at.get(key)
+        used = taken if before is None or before < now else before - now + taken
         # A float's rounding must not refuse the last request of a quota.
-        if over > 1e-6:
-            used = full_at - now - self._step * cost
-            return Allowance(self.name, self.quota, self.window, False, self._left(used), used, over)
-        if len(self._full_at) >= self._max_keys and key not in self._full_at:
+        if used - self.window > 1e-6:
+            return Allowance(self, used - taken, used - self.window)
+        if before is None and len(self._full_at) >= self._max_keys:
             self._make_room(now)
-        self._full_at[key] = full_at
-        used = full_at - now
-        return Allowance(self.name, self.quota, self.window, True, self._left(used), used, 0.0)
+        self._full_at[key] = now + used
+        return Allowance(self, used)
 
     def peek(self, key: Hashable, cost: int = 1) -> bool:
         """Whether `take` would count; counts nothing."""
         now = self._now()
-        return max(self._full_at.get(key, now), now) + self._step * cost - now - self.window <= 1e-6
-
-    def _left(self, used: float) -> int:
-        return max(0, int((self.window - used) / self._step + 1e-6))
+        return max(self._full_at.get(key, now), now) + self.step * cost - now - self.window <= 1e-6
 
     def _make_room(self, now: float) -> None:
         """Forgets the idle keys; when all are busy, the half that recovers first."""

@@ -188,8 +188,8 @@ async def record(tx: Tx, events: Sequence[Event], projects: Mapping[str, Project
             deliveries.append(
                 (event.project_id, delivery_id, event.id, endpoint.id, state, due_at, event.created_at)
             )
-    await tx.run_each(sql.insert_event, stored)
-    await tx.run_each(sql.insert_delivery, deliveries)
+    await tx.rows_each(sql.insert_event, stored)
+    await tx.rows_each(sql.insert_delivery, deliveries)
     return due
 
 
@@ -237,7 +237,7 @@ _encode = msgspec.json.Encoder().encode
 def _delivery_id(event_id: str, endpoint_id: str) -> str:
     """The same each time a transaction is repeated: the event's id with its last 60 bits hashed with the endpoint's."""
     digest = hashlib.sha256(f"{event_id}{endpoint_id}".encode()).digest()
-    return f"dlv_{event_id[4:18]}{ids.encode130(int.from_bytes(digest[:8]))[-12:]}"
+    return f"dlv_{event_id[4:18]}{ids.letters(digest[:12])}"
 
 
 class Filter(Struct, frozen=True):
@@ -349,7 +349,7 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
     ]
     ours = {(row["project_id"], row["id"]) for row in await tx.rows_each(sql.settle, rows)}
     kept = [(result.claimed.queue.project_id, result.claimed.id) in ours for result in results]
-    await tx.run_each(
+    await tx.rows_each(
         sql.insert_attempt,
         [
             (

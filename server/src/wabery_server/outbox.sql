@@ -48,8 +48,10 @@ order by due.due_at;
 -- Only while the lease is ours: whoever claims the row after us moves due_at on, and whoever holds it removes it.
 -- `is not distinct from`, which no index serves: a batch shares one lease, and the primary key names the row.
 update deliveries d
-set state = $4, attempts = d.attempts + $5, due_at = $6, ended_at = $7
-where d.project_id = $1 and d.id = $2 and d.due_at is not distinct from $3
+set state = w.state, attempts = d.attempts + w.attempts, due_at = w.due_at, ended_at = w.ended_at
+from (values ($1::text, $2::text, $3::timestamptz, $4::text, $5::integer, $6::timestamptz, $7::timestamptz))
+    w (project_id, id, lease, state, attempts, due_at, ended_at)
+where d.project_id = w.project_id and d.id = w.id and d.due_at is not distinct from w.lease
 returning d.project_id, d.id;
 
 -- name: insert_attempt, hot

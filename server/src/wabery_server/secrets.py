@@ -74,13 +74,11 @@ class Subkeys:
 
     def token(self, intent_id: str) -> str:
         """`wjr_` and 130 bits: the link token of an intent, derived each time it is shown."""
-        digest = hmac.digest(self._token, intent_id.encode(), "sha256")
-        return "wjr_" + ids.encode130(int.from_bytes(digest[:17]) >> 6)
+        return "wjr_" + _letters(self._token, intent_id)
 
     def client_secret(self, intent_id: str) -> str:
         """`wcs_` and 130 bits: what a browser shows to act on its own intent."""
-        digest = hmac.digest(self._client_secret, intent_id.encode(), "sha256")
-        return "wcs_" + ids.encode130(int.from_bytes(digest[:17]) >> 6)
+        return "wcs_" + _letters(self._client_secret, intent_id)
 
     def sign_cursor(self, position: bytes) -> str:
         """An opaque list cursor: the position and 12 bytes of MAC, base64url."""
@@ -110,6 +108,11 @@ class Subkeys:
             raise Unsealable(
                 f"a sealed value for {purpose} does not open with secret version {self.version}"
             ) from failure
+
+
+def _letters(subkey: bytes, intent_id: str) -> str:
+    """130 bits of a keyed hash, BLAKE2b (RFC 7693, 2.9), as 26 letters."""
+    return ids.letters(hashlib.blake2b(intent_id.encode(), key=subkey, digest_size=ids.LENGTH).digest())
 
 
 class Keyring:

@@ -222,7 +222,7 @@ class Directory:
         try:
             if rows:
                 await self._database.run(
-                    lambda tx: tx.run_each(sql.record_use, rows), deadline=WRITE_USES_EVERY / 4
+                    lambda tx: tx.rows_each(sql.record_use, rows), deadline=WRITE_USES_EVERY / 4
                 )
         except (errors.Unavailable, asyncpg.PostgresError) as failure:
             self._uses = uses | self._uses

@@ -35,6 +35,7 @@ VERSION = "2026-11-23"
 PUBLISHABLE_KEY = "x-wabery-publishable-key"
 CLIENT_SECRET = "x-wabery-client-secret"
 MAX_HEADERS = 32_768
+_PUBLISHABLE_KEY = PUBLISHABLE_KEY.encode()
 _EXPOSED = (
     "Retry-After, RateLimit, RateLimit-Policy, ETag, Idempotency-Replayed, Wabery-Version, Wabery-Request-Id"
 )
@@ -48,6 +49,9 @@ Writer = Callable[[Call, Tx], Awaitable[Answer]]
 
 _encode = msgspec.json.Encoder().encode
 _NO_QUERY = QueryParams()
+_VERSION_HEADER = (b"wabery-version", VERSION.encode())
+_NO_STORE = (b"cache-control", b"no-store")
+_JSON = (b"content-type", b"application/json")
 
 
 class Operation(NamedTuple):
@@ -143,7 +147,7 @@ class Resource:
                         send, Answer(b"", 204), [*out, *_preflight(self._methods)], scope["method"]
                     )
                 raise _unserved(self._methods, out)
-            out.append((b"wabery-version", VERSION.encode()))
+            out.append(_VERSION_HEADER)
             if sum(map(len, chain.from_iterable(scope["headers"]))) > MAX_HEADERS:
                 raise errors.HeadersTooLarge
             body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
@@ -164,7 +168,7 @@ class Resource:
                 ip=client_ip(scope, headers, self._trusted),
                 out=out,
             )
-            if not operation.open:
+            if scope["query_string"] and not operation.open:
                 call.known_query(*operation.query)
             answer = await _run(operation, call)
         except errors.WaberyError as refusal:
@@ -195,7 +199,7 @@ async def identify(
     InsufficientScope, RateLimited.
     """
     authorization = headers.get(b"authorization")
-    publishable = headers.get(PUBLISHABLE_KEY.encode())
+    publishable = headers.get(_PUBLISHABLE_KEY)
     origin = headers.get(b"origin")
     if authorization is not None:
         if publishable is not None:
@@ -341,11 +345,11 @@ async def respond(
     receive: Receive | None = None,
 ) -> None:
     """Sends an answer; one that is a stream ends early when `receive` says that its reader has gone."""
-    headers = [*out, *answer.headers, (b"cache-control", b"no-store")]
+    headers = [*out, *answer.headers, _NO_STORE]
     if answer.stream is None:
-        headers.append((b"content-length", str(len(answer.body)).encode()))
-    if answer.body and not any(name == b"content-type" for name, _ in answer.headers):
-        headers.append((b"content-type", b"application/json"))
+        headers.append((b"content-length", b"%d" % len(answer.body)))
+    if answer.body and not (answer.headers and any(name == b"content-type" for name, _ in answer.headers)):
+        headers.append(_JSON)
     with contextlib.suppress(OSError):
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if answer.stream is not None and receive is not None and method != "HEAD":

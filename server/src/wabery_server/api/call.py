@@ -132,8 +132,11 @@ class Call:
 
     def idempotency_key(self) -> idempotency.Key | None:
         """The request's Idempotency-Key. Raises errors.InvalidIdempotencyKey."""
+        header = self.headers.get(b"idempotency-key")
+        if header is None:
+            return None
         return idempotency.read(
-            self.headers.get(b"idempotency-key"),
+            header,
             project_id=self.caller.project.id,
             api_key_id=self.caller.key.id,
             call=f"{self.method} {self.path}",

@@ -38,6 +38,8 @@ _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
 
 _encode = msgspec.json.Encoder().encode
+_without_controls = re.compile(WITHOUT_CONTROLS).search
+_language_tag = re.compile(LANGUAGE_TAG).search
 
 
 async def create(call: Call) -> Answer:
@@ -387,11 +389,11 @@ def _include(call: Call) -> frozenset[str]:
 
 def _checked(wanted: Create) -> msgspec.Raw:
     """The metadata as it is stored. Raises the refusal of whatever is wrong."""
-    if not re.search(WITHOUT_CONTROLS, wanted.customer_reference):
+    if not _without_controls(wanted.customer_reference):
         raise errors.InvalidCustomerReference(param="customer_reference")
-    if wanted.locale is not None and not re.search(LANGUAGE_TAG, wanted.locale):
+    if wanted.locale is not None and not _language_tag(wanted.locale):
         raise errors.InvalidRequest("locale must be a language tag such as de or pt-BR.", param="locale")
-    if not set(wanted.include) <= {"qr"}:
+    if wanted.include and set(wanted.include) != {"qr"}:
         raise errors.InvalidRequest("include can only hold qr.", param="include")
     if wanted.metadata is UNSET:
         return msgspec.Raw(b"{}")

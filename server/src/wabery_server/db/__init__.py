@@ -12,12 +12,14 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
+from itertools import chain
 from types import TracebackType
 from typing import Self, TypeAlias, TypeVar
 
 import asyncpg
 
 from wabery_server import errors
+from wabery_server.db.queries import for_rows
 
 Row: TypeAlias = asyncpg.Record
 T = TypeVar("T")
@@ -26,6 +28,8 @@ DEADLINE = timedelta(seconds=8)
 COMMAND_TIMEOUT = timedelta(seconds=5)
 """A statement that takes longer is given up with its connection: the server behind it may be frozen."""
 LOCK_TIMEOUT = timedelta(seconds=2)
+MOST_ROWS = 32
+"""Rows in one statement. A statement is prepared for each number of rows, so this bounds what a connection keeps."""
 
 _REPEATABLE = (
     asyncpg.SerializationError,
@@ -74,7 +78,7 @@ class Source:
             **self.parts,
             timeout=5,
             command_timeout=COMMAND_TIMEOUT.total_seconds(),
-            statement_cache_size=300,
+            statement_cache_size=1000,  # a lane has one for each number of rows
             server_settings={
                 "application_name": "wabery",
                 "timezone": "UTC",
@@ -105,18 +109,12 @@ class Tx:
     async def run(self, sql: str, *values: object) -> None:
         await self._connection.execute(sql, *values)
 
-    async def run_each(self, sql: str, many: Sequence[Sequence[object]]) -> None:
-        """One prepared statement for every row of values, sent together and answered together."""
-        if len(many) == 1:
-            await self._connection.fetch(sql, *many[0])
-        elif many:
-            await self._connection.executemany(sql, many)
-
     async def rows_each(self, sql: str, many: Sequence[Sequence[object]]) -> list[Row]:
-        """Like `run_each`, with what the statements return, in their order."""
-        if len(many) == 1:
-            return await self.rows(sql, *many[0])
-        found: list[Row] = await self._connection.fetchmany(sql, many) if many else []
+        """What a statement that is written for one row of `values` gives for many, `MOST_ROWS` at a time."""
+        found: list[Row] = []
+        for start in range(0, len(many), MOST_ROWS):
+            part = many[start : start + MOST_ROWS]
+            found += await self._connection.fetch(for_rows(sql, len(part)), *chain.from_iterable(part))
         return found
 
     async def savepoint(self, work: Callable[[], Awaitable[T]]) -> T:
@@ -128,8 +126,13 @@ class Tx:
 Work: TypeAlias = Callable[[Tx], Awaitable[T]]
 
 
-_LANE = {"enable_seqscan": "off"}
-"""A lane's plans are kept for its life: one made while a table was empty must not scan it for ever."""
+LANE = {
+    "plan_cache_mode": "force_generic_plan",
+    "enable_seqscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""A lane's plans are made once and kept: one made while a table was empty must look every row up by its key all the same."""
 
 
 class Lane:
@@ -150,7 +153,7 @@ class Lane:
     async def _once(self, work: Work[T], bare: bool) -> T:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
-                self._connection = await self._source.connect(**_LANE)
+                self._connection = await self._source.connect(**LANE)
             try:
                 if bare:
                     return await work(Tx(self._connection))

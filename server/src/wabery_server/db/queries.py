@@ -2,13 +2,19 @@
 
 A block marked `-- name: word, hot` runs for every request; tests hold it to the rules of hot statements. A block that
 opens with `-- part: word` is text that statements of the same file take in as `{word}`.
+
+A statement that takes a list of rows is written for one: `values ($1, $2)` in an insert, or `from (values ($1::text,
+$2::text)) w (project_id, id)`. `for_rows` makes it one for as many as are needed.
 """
 
 import re
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import NamedTuple
 
+_ROW = re.compile(r"(?<=values )\(\$1\b[^()]*\)")
+_PARAMETER = re.compile(r"\$(\d+)")
 _BLOCK = re.compile(r"^-- (name|part): (\w+)(, hot)?$", re.MULTILINE)
 
 
@@ -43,3 +49,20 @@ def beside(module_file: str) -> SimpleNamespace:
     """The statements of the `.sql` file beside a module, as text under their names."""
     path = Path(module_file).with_suffix(".sql")
     return SimpleNamespace(**{name: query.text for name, query in parse(path.read_text()).items()})
+
+
+@cache
+def for_rows(text: str, rows: int) -> str:
+    """The statement with its row of `values` that many times; the parameters of each follow those of the one before.
+
+    Raises ValueError where there is no such row, or a parameter outside of it.
+    """
+    (row,) = _ROW.findall(text) or ("",)
+    width = len(_PARAMETER.findall(row))
+    if width == 0 or width != len(set(_PARAMETER.findall(text))):
+        raise ValueError(f"not a statement for rows: {text}")
+
+    def numbered(offset: int) -> str:
+        return _PARAMETER.sub(lambda found: f"${int(found[1]) + offset}", row)
+
+    return text.replace(row, ", ".join(numbered(number * width) for number in range(rows)))

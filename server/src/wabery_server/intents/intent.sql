@@ -5,16 +5,22 @@ i.project_id, i.id, i.status, i.customer_reference, i.metadata, i.reference_trus
 
 -- name: insert, hot
 -- Written only while its reference and trust class has room, and nothing comes back where it has none: one statement
--- decides, so that it needs no look before and, alone, no transaction around it. A transaction that runs again after a
--- commit it did not hear of meets its own row. `not in` keeps the planner from the index of all that is pending.
+-- decides, so that it needs no look before and, alone, no transaction around it. It does not see its own rows, so each
+-- reference and class must come once. A transaction that runs again after a commit it did not hear of meets its own
+-- rows. `not in` keeps the planner from the index of all that is pending.
 insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
     api_key_id, locale, token_hash, token_prefix, secret_version, created_at, expires_at)
-select $1, $2, 'PENDING', $3::text, $4::json, $5::text, $6, $7, $8, $9::bytea, $10, $11::integer,
-    $12::timestamptz, $13::timestamptz
-where (
+select w.project_id, w.id, 'PENDING', w.customer_reference, w.metadata, w.reference_trust, w.channel_id, w.api_key_id,
+    w.locale, w.token_hash, w.token_prefix, w.secret_version, w.created_at, w.expires_at
+from (values ($1::text, $2::text, $3::text, $4::json, $5::text, $6::text, $7::text, $8::text, $9::bytea, $10::text,
+        $11::integer, $12::timestamptz, $13::timestamptz, $14::integer))
+    w (project_id, id, customer_reference, metadata, reference_trust, channel_id, api_key_id, locale, token_hash,
+        token_prefix, secret_version, created_at, expires_at, most_pending)
+where w.most_pending > (
     select count(*) from registration_intents p
-    where p.project_id = $1::text and p.customer_reference = $3::text and p.reference_trust = $5::text
-      and p.status not in ('JOINED', 'REJECTED', 'EXPIRED') and p.expires_at > $12::timestamptz) < $14::integer
+    where p.project_id = w.project_id and p.customer_reference = w.customer_reference
+      and p.reference_trust = w.reference_trust and p.status not in ('JOINED', 'REJECTED', 'EXPIRED')
+      and p.expires_at > w.created_at)
 on conflict (project_id, id) do nothing
 returning id;
 
@@ -28,9 +34,10 @@ order by i.id
 for update of i;
 
 -- name: find, hot
-select {columns}
-from registration_intents i
-where i.project_id = $1 and i.id = $2;
+select i.*
+from (values ($1::text, $2::text)) w (project_id, id)
+cross join lateral (
+    select {columns} from registration_intents i where i.project_id = w.project_id and i.id = w.id limit 1) i;
 
 -- name: lock
 select {columns}
@@ -39,20 +46,26 @@ where i.project_id = $1 and i.id = $2
 for update of i;
 
 -- name: lock_by_token, hot
-select {columns}, i.token_hash, k.revoked_at, c.deleted_at
-from registration_intents i
-left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
-left join channels c on c.project_id = i.project_id and c.id = i.channel_id
-where i.project_id = $1 and i.token_hash = $2
-for update of i;
+-- In the order of the rows that are asked for.
+select i.*
+from (values ($1::text, $2::bytea)) w (project_id, token_hash)
+cross join lateral (
+    select {columns}, i.token_hash, k.revoked_at, c.deleted_at
+    from registration_intents i
+    left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
+    left join channels c on c.project_id = i.project_id and c.id = i.channel_id
+    where i.project_id = w.project_id and i.token_hash = w.token_hash
+    for update of i) i;
 
 -- name: settle, hot
 -- Decides every race: only one transaction finds the row still pending.
-update registration_intents
-set status = $3, ended_at = $4, rejection_reason = $5, contact_id = $6, message_id = $7, joined_at = $8,
-    already_linked = $9
-where project_id = $1 and id = $2 and status = 'PENDING'
-returning id;
+update registration_intents i
+set status = w.status, ended_at = w.ended_at, rejection_reason = w.rejection_reason, contact_id = w.contact_id,
+    message_id = w.message_id, joined_at = w.joined_at, already_linked = w.already_linked
+from (values ($1::text, $2::text, $3::text, $4::timestamptz, $5::text, $6::text, $7::text, $8::timestamptz, $9::boolean))
+    w (project_id, id, status, ended_at, rejection_reason, contact_id, message_id, joined_at, already_linked)
+where i.project_id = w.project_id and i.id = w.id and i.status = 'PENDING'
+returning i.id;
 
 -- name: listed
 select {columns}

@@ -48,7 +48,7 @@ async def mint(
     4. Where it is full, the oldest is superseded, or the mint is refused and its key is free again.
     5. It is announced where somebody asked for it.
 
-    Mints that are `plain` need one statement and no transaction.
+    Mints that are `plain` need no transaction: each statement stands by itself.
     """
     results: list[Minted | errors.WaberyError | None] = [None] * len(mints)
     firsts: dict[tuple[str, str, str, str], int] = {}
@@ -75,7 +75,7 @@ async def mint(
 
 
 def plain(mints: Iterable[Mint]) -> bool:
-    """Whether writing these is one statement, which is atomic by itself."""
+    """Whether each of these is written by one statement alone, which is atomic by itself."""
     return not any(one.key or one.announce or one.project.supersede for one in mints)
 
 
@@ -94,8 +94,21 @@ async def _claimed(
 
 
 async def _inserted(tx: Tx, mints: Sequence[Mint]) -> set[str]:
-    rows = await tx.rows_each(sql.insert, [(*_columns(one), MAX_PENDING) for one in mints])
-    return {row["id"] for row in rows}
+    """The ids of those that had room. What shares a reference and trust class takes turns, so that each counts."""
+    written: set[str] = set()
+    waiting = mints
+    while waiting:
+        turn: dict[tuple[str, str, str], Mint] = {}
+        later = []
+        for one in waiting:
+            intent = one.intent
+            place = (intent.project_id, intent.customer_reference, intent.reference_trust)
+            if turn.setdefault(place, one) is not one:
+                later.append(one)
+        rows = await tx.rows_each(sql.insert, [_columns(one) for one in turn.values()])
+        written.update([row["id"] for row in rows])
+        waiting = later
+    return written
 
 
 async def _fits_after_all(tx: Tx, one: Mint) -> bool:
@@ -155,4 +168,5 @@ def _columns(one: Mint) -> tuple[object, ...]:
         intent.secret_version,
         intent.created_at,
         intent.expires_at,
+        MAX_PENDING,
     )
