@@ -59,7 +59,7 @@ class Message(Struct, frozen=True, kw_only=True):
     """The provider's own JSON of this one message, for system and unreadable ones; kept for later issues to read."""
 
 
-class Inbound(Struct, frozen=True):
+class Inbound(Struct):
     """A message on the channel it came by."""
 
     channel: Channel
@@ -68,17 +68,17 @@ class Inbound(Struct, frozen=True):
     received_at: datetime
     sender_limited: bool = False
     """Whether the sender has sent too many unknown tokens."""
+    sender: Sender | None = None
+    """Made from the rest: whom the message identifies."""
+    attempt: bool = False
+    """Made from the rest: whether it is a registration attempt."""
 
-    @property
-    def sender(self) -> Sender | None:
+    def __post_init__(self) -> None:
         identity = self.message.sender
-        if identity is None or not identity.known or self.message.kind == Kind.SYSTEM:
-            return None
-        return Sender(self.channel.project_id, self.channel.id, self.channel.identity_scope, identity)
-
-    @property
-    def attempt(self) -> bool:
-        return self.message.kind == Kind.MESSAGE and self.found.attempt and self.sender is not None
+        if identity is not None and identity.known and self.message.kind != Kind.SYSTEM:
+            channel = self.channel
+            self.sender = Sender(channel.project_id, channel.id, channel.identity_scope, identity)
+            self.attempt = self.message.kind == Kind.MESSAGE and self.found.attempt
 
     def keys(self) -> Iterator[Hashable]:
         """What one call of `receive` may hold only once: message, tokens, identifiers."""

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -55,8 +55,9 @@ def redact_tokens(text: str) -> str:
     plain = _plain(text)
     if _TOKEN.search(plain) is None and _NEARLY.search(plain) is None:
         return text
-    pieces = [_fold(character) for character in text]
-    places = [place for place, piece in enumerate(pieces) for _ in piece]
+    places: Sequence[int] = range(len(text))
+    if not text.isascii():
+        places = [place for place, character in enumerate(text) for _ in _fold(character)]
     runs = [match.span() for match in (*_TOKEN.finditer(plain), *_NEARLY.finditer(_blanked(plain)))]
     kept = []
     end = 0
