@@ -59,4 +59,4 @@ def letters(noise: bytes) -> str:
 def looks_like(prefix: str, text: str) -> bool:
     """Whether `text` has the shape of an id of this kind; nothing else about it."""
     head, _, tail = text.partition("_")
-    return head == prefix and len(tail) == LENGTH and all(c in ALPHABET for c in tail)
+    return head == prefix and len(tail) == LENGTH and not tail.strip(ALPHABET)

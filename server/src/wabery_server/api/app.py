@@ -10,6 +10,7 @@ import hashlib
 import ipaddress
 import logging
 import math
+import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
@@ -50,6 +51,7 @@ Writer = Callable[[Call, Tx], Awaitable[Answer]]
 _encode = msgspec.json.Encoder().encode
 _NO_QUERY = QueryParams()
 _VERSION_HEADER = (b"wabery-version", VERSION.encode())
+_PARAMETER = re.compile(r"\{(\w+)\}")
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON = (b"content-type", b"application/json")
 
@@ -83,22 +85,26 @@ def application(service: Service, operations: list[Operation], extra: list[BaseR
     paths: dict[str, dict[str, Operation]] = {}
     for operation in operations:
         paths.setdefault(operation.path, {})[operation.method] = operation
-    resources = {path: Resource(service, methods) for path, methods in paths.items()}
-    routes: list[BaseRoute] = [Route(path, resource) for path, resource in resources.items()]
+    resources = {path: Resource(service, path, methods) for path, methods in paths.items()}
     for route in extra:
         assert isinstance(route, Route)
         route.app = refusing(route.app, service.settings)
-    router = Router([*routes, *extra], redirect_slashes=False, default=Resource(service, {}))
-    plain = {path: resource for path, resource in resources.items() if "{" not in path}
+    router = Router(extra, redirect_slashes=False, default=Resource(service, "(unknown)", {}))
+    # One expression finds the path and its parameter; the number of its only group says which path it was.
+    varying = [(path, _PARAMETER.findall(path)) for path in resources if "{" in path]
+    assert all(len(names) == 1 for _, names in varying)
+    shapes = [re.escape(path).replace(rf"\{{{name}\}}", "([^/]+)") for path, (name,) in varying]
+    match_varying = re.compile("|".join(shapes)).fullmatch
+    found_by = [(resources.pop(path), name) for path, (name,) in varying]
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        # A path without parameters needs no search.
-        found = plain.get(scope["path"])
-        if found is not None:
-            scope["endpoint"] = found
-            await found(scope, receive, send)
-        else:
-            await router(scope, receive, send)
+        path = scope["path"]
+        resource = resources.get(path)
+        if resource is None and (match := match_varying(path)) is not None:
+            assert match.lastindex is not None
+            resource, name = found_by[match.lastindex - 1]
+            scope["path_params"] = {name: match[match.lastindex]}
+        await (resource or router)(scope, receive, send)
 
     return app
 
@@ -119,10 +125,11 @@ def refusing(app: ASGIApp, settings: Settings) -> ASGIApp:
 
 
 class Resource:
-    """Every method of one path."""
+    """Every method of one path; `path` is what the log says of it."""
 
-    def __init__(self, service: Service, methods: Mapping[str, Operation]) -> None:
+    def __init__(self, service: Service, path: str, methods: Mapping[str, Operation]) -> None:
         self._service = service
+        self._path = path
         self._methods = methods
         self._browsers = any(operation.publishable for operation in methods.values())
         self._trusted = service.settings.trusted_proxies
@@ -182,7 +189,7 @@ class Resource:
                 "request",
                 request_id=request_id,
                 method=scope["method"],
-                path=_route(scope),
+                path=self._path,
                 status=answer.status,
                 key_id=who.key.id if who else None,
                 ms=round((time.perf_counter() - started) * 1000, 2),
@@ -407,14 +414,6 @@ def _preflight(methods: Mapping[str, Operation]) -> list[tuple[bytes, bytes]]:
         (b"access-control-allow-headers", _ALLOWED_HEADERS.encode()),
         (b"access-control-max-age", _PREFLIGHT_SECONDS.encode()),
     ]
-
-
-def _route(scope: Scope) -> str:
-    """The path without what varies; an unknown path may hold anything and is not logged."""
-    path: str = scope["path"]
-    for value in scope.get("path_params", {}).values():
-        path = path.replace(str(value), "{id}")
-    return path if "endpoint" in scope else "(unknown)"
 
 
 def public_base(settings: Settings) -> str:
