@@ -90,7 +90,7 @@ class Object:
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other._data == self._data
 
-    __hash__ = None  # type: ignore[assignment]  # it holds dicts
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # it holds dicts
 
     def __reduce__(self) -> tuple[type[Object], tuple[dict[str, Any]]]:
         return type(self), (self._data,)

@@ -578,11 +578,11 @@ class Resources(Resource[V]):
 
     def __init__(self, transport: Transport) -> None:
         super().__init__(transport)
-        self.registration_intents = RegistrationIntents[V](transport)
-        self.projects = Projects[V](transport)
-        self.api_keys = APIKeys[V](transport)
-        self.channels = Channels[V](transport)
-        self.events = Events[V](transport)
+        self.registration_intents: RegistrationIntents[V] = RegistrationIntents(transport)
+        self.projects: Projects[V] = Projects(transport)
+        self.api_keys: APIKeys[V] = APIKeys(transport)
+        self.channels: Channels[V] = Channels(transport)
+        self.events: Events[V] = Events(transport)
 
     @endpoint
     def request(
