@@ -19,21 +19,25 @@ demo: .venv/installed ## the whole story, headless: mint, send, join, signed web
 
 test: check ## every check, then every test
 	@$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
-	@npm test --silent
+	@npm run test:only --silent
 
-check: .venv/installed node_modules/installed ## formatting, lint, types, import rule, migrations, openapi.json, docs/reference
+check: .venv/installed node_modules/installed ## formatting, lint, types, packages, import rule, migrations, openapi.json, docs/reference
 	@$(BIN)/ruff format --check $(SOURCES)
 	@$(BIN)/ruff check $(SOURCES)
 	@$(BIN)/mypy
+	@node_modules/.bin/pyright
+	@report=$$(PATH="$(CURDIR)/$(BIN):$$PATH" node_modules/.bin/pyright --ignoreexternal --verifytypes wabery) || { echo "$$report"; exit 1; }
 	@$(BIN)/lint-imports
 	@$(BIN)/squawk server/src/wabery_server/db/migrations/*.sql
 	@$(BIN)/wabery openapi --check openapi.json
 	@REDOCLY_SUPPRESS_UPDATE_NOTICE=true node_modules/.bin/redocly lint openapi.json
 	@$(BIN)/python docs/generate.py --check
+	@npm run check --silent
 
-fix: .venv/installed ## format the code and mend what the linter can mend
+fix: .venv/installed node_modules/installed ## format the code and mend what the linter can mend
 	@$(BIN)/ruff check --fix $(SOURCES)
 	@$(BIN)/ruff format $(SOURCES)
+	@npm run fix --silent
 
 bench: .venv/installed ## measure, beside the limit on the same PostgreSQL; writes bench/results/
 	@$(BIN)/python bench/run.py --write $(ARGS)

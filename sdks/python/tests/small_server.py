@@ -236,7 +236,9 @@ class SmallServer:
             case "DELETE", ["channels", channel_id]:
                 return 200, self.channels.pop(self._one(self.channels, channel_id)["id"])
             case "POST", ["channels", channel_id, "check"]:
-                return 200, {**self._one(self.channels, channel_id), "ready": True}
+                checks = [{"name": "access_token", "state": "ok", "found": "It works.", "todo": None}]
+                known = self._one(self.channels, channel_id)["id"]
+                return 200, {"object": "channel_check", "channel_id": known, "ok": True, "checks": checks}
             case "GET", [("api-keys" | "channels" | "events") as group]:
                 table = {"api-keys": self.keys, "channels": self.channels, "events": self.events}[group]
                 kinds = request.query.get("type")
@@ -306,7 +308,9 @@ class SmallServer:
         with self.changed:
             self.intents[intent["id"]] = intent
             self.changed.notify_all()
-        qr = {"qr": {"svg": "<svg/>", "modules": []}} if "qr" in body.get("include", []) else {}
+        qr = (
+            {"qr": {"svg": "<svg/>", "size": 1, "modules": "gA=="}} if "qr" in body.get("include", []) else {}
+        )
         return 200, {**intent, **qr}
 
     @staticmethod

@@ -167,7 +167,7 @@ def test_refusals_are_typed(client: Wabery, browser: Wabery, world: World, someb
     with pytest.raises(wabery.PermissionDeniedError):
         browser.projects.get(world.project_id)
     with pytest.raises(wabery.EndpointNotAvailableError):
-        client.registration_intents.get("reg_00000000000000000000000000/nothing")
+        client.request("GET", "/registration-intents/reg_00000000000000000000000000/nothing")
     with (
         Wabery("wab_live_0123456789ABCDEFGHIJKLMNOPQRST29Z8aS", world.base_url) as stranger,
         pytest.raises(wabery.AuthenticationError),
@@ -190,6 +190,76 @@ def test_settings_of_the_project(client: Wabery, world: World) -> None:
     assert restored.webhook_url == before.webhook_url
     assert before.webhook_secret.startswith("whsec_")
     assert "webhook_secret" not in listed
+
+
+@has_server
+def test_many_are_minted_at_once_each_by_itself(wabery_server: WaberyServer, somebody: str) -> None:
+    items = [
+        {"customer_reference": somebody, "metadata": {"plan": "starter"}},
+        {"customer_reference": somebody, "expires_in": 1},
+    ]
+
+    minted, refused = wabery_server.client.registration_intents.create_many(items).data
+
+    assert isinstance(minted, wabery.RegistrationIntent)
+    assert minted.wa_link.startswith("https://wa.me/")
+    assert isinstance(refused, wabery.ItemError)
+    assert (refused.error, refused.param) == ("expires_in_out_of_range", "expires_in")
+
+
+@has_server
+def test_a_page_tells_how_the_person_went_on(wabery_server: WaberyServer, somebody: str) -> None:
+    with Wabery(wabery_server.publishable_key, wabery_server.base_url) as page:
+        minted = page.registration_intents.create(customer_reference=somebody)
+        page.registration_intents.opened(minted.id, via="qr", client_secret=minted.client_secret)
+
+    assert wabery_server.client.registration_intents.get(minted.id).opened_via == "qr"
+
+
+@has_server
+def test_a_page_waits_with_its_publishable_key_alone(wabery_server: WaberyServer, somebody: str) -> None:
+    with Wabery(wabery_server.publishable_key, wabery_server.base_url) as page:
+        minted = page.registration_intents.create(customer_reference=somebody)
+        wabery_server.client.registration_intents.cancel(minted.id)
+        ended = page.registration_intents.wait(minted.id, timeout=10)
+
+    assert (ended.status, ended.rejection_reason) == ("REJECTED", "canceled")
+
+
+@has_server
+def test_a_key_gets_a_new_value_and_the_old_one_ends(wabery_server: WaberyServer) -> None:
+    made = wabery_server.client.api_keys.create(name="ci", scopes=["registrations:read"])
+
+    rotated = wabery_server.client.api_keys.rotate(made.id, overlap=0)
+
+    assert made.key is not None
+    assert rotated.key is not None
+    with Wabery(made.key, wabery_server.base_url) as old, pytest.raises(wabery.AuthenticationError):
+        old.registration_intents.list()
+    with Wabery(rotated.key, wabery_server.base_url) as new:
+        new.registration_intents.list(limit=1)
+
+
+@has_server
+def test_a_channel_is_checked(wabery_server: WaberyServer) -> None:
+    channel = next(iter(wabery_server.client.channels.list()))
+
+    checked = wabery_server.client.channels.check(channel.id)
+
+    assert checked.channel_id == channel.id
+    assert checked.ok is all(finding.state != "failed" for finding in checked.checks)
+    assert {finding.name for finding in checked.checks} >= {"number"}
+
+
+@has_server
+def test_events_are_found_by_the_intent_they_are_about(wabery_server: WaberyServer, somebody: str) -> None:
+    intent = wabery_server.client.registration_intents.create(customer_reference=somebody)
+    wabery_server.press_send(intent.wa_link)
+
+    listed = wabery_server.client.events.list(registration_intent_id=intent.id)
+
+    assert {event.type for event in listed} == {"participant.joined"}
+    assert all(event.payload["customer_reference"] == somebody for event in listed)
 
 
 @has_server

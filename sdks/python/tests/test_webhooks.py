@@ -4,15 +4,21 @@ import asyncio
 import base64
 import io
 import json
+import threading
 import time
 from datetime import UTC, datetime, timedelta
-from types import SimpleNamespace
 from typing import Any
+from wsgiref.simple_server import WSGIRequestHandler, make_server
 from wsgiref.util import setup_testing_defaults
 
+import django.conf
+import fastapi
+import flask
+import httpx2
 import pytest
 import standardwebhooks
 import svix.webhooks
+from django.test import RequestFactory
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.requests import Request
@@ -356,13 +362,87 @@ def test_wsgi() -> None:
     assert fault_of(webhooks.unwrap_wsgi, environ, SECRET, max_body=10) == "body_too_large"
 
 
-def test_django_and_flask() -> None:
+def test_wsgi_reads_a_body_sent_in_chunks_where_the_server_marks_its_end() -> None:
     body, headers = sign_for_test(JOINED, SECRET)
-    django = SimpleNamespace(body=body, headers=headers)
-    flask = SimpleNamespace(get_data=lambda: body, headers=headers)
+    environ: dict[str, Any] = {
+        f"HTTP_{name.upper().replace('-', '_')}": value for name, value in headers.items()
+    }
+    environ |= {"wsgi.input": io.BytesIO(body), "wsgi.input_terminated": True}
+    setup_testing_defaults(environ)
+    environ.pop("CONTENT_LENGTH", None)
 
-    assert isinstance(webhooks.unwrap_django(django, SECRET), ParticipantJoined)
-    assert isinstance(webhooks.unwrap_flask(flask, SECRET), ParticipantJoined)
+    assert isinstance(webhooks.unwrap_wsgi(environ, SECRET), ParticipantJoined)
+    environ["wsgi.input"] = io.BytesIO(body)
+    assert fault_of(webhooks.unwrap_wsgi, environ, SECRET, max_body=10) == "body_too_large"
+
+
+def test_wsgi_over_a_real_connection() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    seen: list[Event] = []
+
+    def app(environ: dict[str, Any], start_response: Any) -> list[bytes]:
+        seen.append(webhooks.unwrap_wsgi(environ, SECRET))
+        start_response("204 No Content", [])
+        return []
+
+    class Quiet(WSGIRequestHandler):
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    with make_server("127.0.0.1", 0, app, handler_class=Quiet) as server:
+        one = threading.Thread(target=server.handle_request)
+        one.start()
+        answer = httpx2.post(
+            f"http://127.0.0.1:{server.server_port}/", content=body, headers=headers, trust_env=False
+        )
+        one.join()
+
+    assert answer.status_code == 204
+    assert isinstance(seen[0], ParticipantJoined)
+
+
+def test_flask() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    app = flask.Flask(__name__)
+
+    @app.post("/hooks")
+    def receive() -> tuple[str, int]:
+        try:
+            return webhooks.unwrap_flask(flask.request, SECRET).event, 200
+        except WebhookVerificationError as refused:
+            return refused.fault, 400
+
+    good = app.test_client().post("/hooks", data=body, headers=headers)
+    bad = app.test_client().post("/hooks", data=body + b"x", headers=headers)
+
+    assert (good.status_code, good.text) == (200, "participant.joined")
+    assert (bad.status_code, bad.text) == (400, "wrong_signature")
+
+
+def test_django() -> None:
+    if not django.conf.settings.configured:
+        django.conf.settings.configure(ALLOWED_HOSTS=["testserver"])
+    body, headers = sign_for_test(JOINED, SECRET)
+    request = RequestFactory().post("/hooks", body, content_type="application/json", headers=headers)
+    other = RequestFactory().post("/hooks", body + b"x", content_type="application/json", headers=headers)
+
+    assert isinstance(webhooks.unwrap_django(request, SECRET), ParticipantJoined)
+    assert fault_of(webhooks.unwrap_django, other, SECRET) == "wrong_signature"
+
+
+def test_fastapi() -> None:
+    body, headers = sign_for_test(JOINED, SECRET)
+    app = fastapi.FastAPI()
+
+    @app.post("/hooks")
+    async def receive(request: fastapi.Request) -> str:
+        return (await webhooks.unwrap_starlette(request, SECRET)).event
+
+    async def deliver() -> httpx2.Response:
+        async with httpx2.AsyncClient(transport=httpx2.ASGITransport(app), base_url="http://app.test") as web:
+            return await web.post("/hooks", content=body, headers=headers)
+
+    assert asyncio.run(deliver()).json() == "participant.joined"
 
 
 def scope(headers: dict[str, str]) -> dict[str, Any]:

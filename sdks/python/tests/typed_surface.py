@@ -1,10 +1,21 @@
-"""What type checkers see. Never run; test_types.py has mypy check it. An ignore here proves that a mistake is found."""
+"""What type checkers see. Never run: mypy (test_types.py) and pyright, strict (`make check`), read it. An ignore here proves that a mistake is found."""
 
 from collections.abc import Coroutine
 from datetime import datetime
 from typing import Any, Literal, assert_type
 
-from wabery import APIKey, AsyncWabery, Channel, Event, Object, Project, RegistrationIntent, Wabery, webhooks
+from wabery import (
+    APIKey,
+    AsyncWabery,
+    Channel,
+    Event,
+    ItemError,
+    Object,
+    Project,
+    RegistrationIntent,
+    Wabery,
+    webhooks,
+)
 from wabery._views import AsyncPage, AsyncPages, Listing, Page, RawResponse
 
 
@@ -28,6 +39,13 @@ def sync(client: Wabery) -> None:
     assert_type(client.channels.get("channel_1"), Channel)
     assert_type(client.events.list().next_page(), Page[Event] | None)
     assert_type(client.with_options(max_retries=0), Wabery)
+    (made,) = client.registration_intents.create_many([{"customer_reference": "a"}]).data
+    assert_type(made, RegistrationIntent | ItemError)
+    assert_type(
+        client.registration_intents.opened("reg_1", via="qr", client_secret="wcs_1"), RegistrationIntent
+    )
+    assert_type(client.channels.check("channel_1").checks[0].todo, str | None)
+    assert_type(client.request("GET", "/projects"), Object)
 
     raw = client.with_raw_response
     assert_type(raw.projects.get("proj_1"), RawResponse[Project])
@@ -47,6 +65,7 @@ async def asynchronous(client: AsyncWabery) -> None:
         assert_type(project, Project)
     raw = await client.with_raw_response.events.get("evt_1")
     assert_type(raw.parse(), Event)
+    assert_type(await client.request("DELETE", "/projects/proj_1"), Object)
 
 
 def events(body: bytes, headers: dict[str, str]) -> None:
@@ -58,6 +77,8 @@ def events(body: bytes, headers: dict[str, str]) -> None:
             assert_type(event.payload.from_, str | None)
         case webhooks.MessageReceived():
             assert_type(event.payload.text, str | None)
+        case _:
+            assert_type(event, webhooks.Event)
 
 
 def mistakes(client: Wabery, asynchronous: AsyncWabery, intent: RegistrationIntent) -> None:
@@ -68,8 +89,8 @@ def mistakes(client: Wabery, asynchronous: AsyncWabery, intent: RegistrationInte
     client.registration_intents.extend("reg_1")  # type: ignore[call-arg]
     client.with_raw_response.registration_intents.wait("reg_1")  # type: ignore[arg-type]
     _ = asynchronous.registration_intents.get("reg_1").wa_link  # type: ignore[attr-defined]
-    for project in asynchronous.projects.list():  # type: ignore[attr-defined]
-        print(project)
+    for _ in asynchronous.projects.list():  # type: ignore[attr-defined]
+        pass
     _ = intent.wa_lnik  # type: ignore[attr-defined]
 
 

@@ -32,6 +32,8 @@ export interface ApiKey {
   created_at: string;
   expires_at: string | null;
   revoked_at: string | null;
+  /** When the value before a rotation stops working. */
+  previous_ends_at: string | null;
   last_used_at: string | null;
   /** What should be changed about this key. */
   warning: string | null;
@@ -50,6 +52,11 @@ export interface ApiKeyCreateParams {
 
 /** A key's scopes are fixed: make another key. */
 export type ApiKeyUpdateParams = Partial<Pick<ApiKeyCreateParams, "name" | "allowedOrigins" | "expiresAt">>;
+
+export interface ApiKeyRotateParams {
+  /** Seconds for which the old value goes on working, up to 604,800. Default: a day. 0 ends it at once, when it has leaked. */
+  overlap?: number | undefined;
+}
 
 const PATH = "api-keys";
 
@@ -79,8 +86,8 @@ export class ApiKeys {
   }
 
   /** A new key under the same id; for a while both work. */
-  rotate(id: string, options?: RequestOptions): ApiPromise<ApiKey & { key: string }> {
-    return this.#transport.request("POST", [PATH, id, "rotate"], undefined, options);
+  rotate(id: string, params?: ApiKeyRotateParams, options?: RequestOptions): ApiPromise<ApiKey & { key: string }> {
+    return this.#transport.request("POST", [PATH, id, "rotate"], params, options);
   }
 
   /** Ends a key at once; its pending intents become `key_revoked`. */

@@ -20,6 +20,24 @@ export interface Channel {
   verify_token?: string;
 }
 
+/** What the provider says of a channel at this moment. */
+export interface ChannelCheck {
+  object: "channel_check";
+  channel_id: string;
+  /** Whether nothing has failed. */
+  ok: boolean;
+  checks: Finding[];
+}
+
+export interface Finding {
+  name: string;
+  state: OpenString<"ok" | "warning" | "failed" | "skipped">;
+  /** For people. */
+  found: string;
+  /** What to do about it, where there is something to do. */
+  todo: string | null;
+}
+
 export interface ChannelCreateParams {
   name: string;
   phoneNumberId: string;
@@ -72,8 +90,8 @@ export class Channels {
     return this.#transport.request("PATCH", [PATH, id], params, options);
   }
 
-  /** Asks the provider whether credentials and number work. */
-  check(id: string, options?: RequestOptions): ApiPromise<Channel> {
+  /** Asks the provider whether credentials and number work, and says what to do where they do not. */
+  check(id: string, options?: RequestOptions): ApiPromise<ChannelCheck> {
     return this.#transport.request("POST", [PATH, id, "check"], undefined, options);
   }
 

@@ -72,7 +72,11 @@ export class WaberyApiError extends WaberyError {
   /** The decoded body, or its text where it was not JSON. Keys and secrets are masked. */
   readonly body: unknown;
 
-  constructor(response: { status: number; headers: Headers }, body: unknown, words: { message?: string; hint?: string } = {}) {
+  constructor(
+    response: { status: number; headers: Headers },
+    body: unknown,
+    words: { message?: string; hint?: string; from?: string } = {},
+  ) {
     const field = (name: string) => {
       const value = (body as Record<string, unknown> | null | undefined)?.[name];
       return typeof value === "string" && value !== "" ? value : null;
@@ -82,7 +86,7 @@ export class WaberyApiError extends WaberyError {
     const param = field("param");
     const requestId = field("request_id") ?? headers.get("wabery-request-id");
     const hint = words.hint ?? field("hint");
-    const message = words.message ?? field("message") ?? "The server refused the request without saying why.";
+    const message = words.message ?? field("message") ?? `${words.from ?? "The server"} refused the request without saying why.`;
     const about = [code, `HTTP ${status}`, param && `param ${param}`, requestId && `request ${requestId}`];
     super(`${message}${hint ? ` ${hint}` : ""} (${about.filter(Boolean).join(", ")})`);
     this.kind = KINDS[status as keyof typeof KINDS] ?? (status >= 500 ? "server" : "api");
@@ -106,6 +110,8 @@ export class WaberyEndpointNotAvailableError extends WaberyApiError {
 /** `Retry-After` (RFC 9110, 10.2.3) in seconds from now, whether it came as a number or as a date. */
 function secondsUntil(retryAfter: string | null): number | null {
   if (!retryAfter) return null;
-  const seconds = /^\s*\d+\s*$/.test(retryAfter) ? Number(retryAfter) : (Date.parse(retryAfter) - Date.now()) / 1_000;
-  return Number.isNaN(seconds) ? null : Math.max(0, seconds);
+  if (/^\s*\d+\s*$/.test(retryAfter)) return Number(retryAfter);
+  // Date.parse alone would take "-1" and "1.5" for dates long ago, which means: at once.
+  const moment = /[a-z]/i.test(retryAfter) ? Date.parse(retryAfter) : Number.NaN;
+  return Number.isNaN(moment) ? null : Math.max(0, (moment - Date.now()) / 1_000);
 }

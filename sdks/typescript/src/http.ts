@@ -89,7 +89,7 @@ export class Transport {
   }
 
   async #exchange<T>(method: Method, path: Path, params: Params | undefined, options: RequestOptions): Promise<Answer<T>> {
-    let url = this.baseUrl + (typeof path === "string" ? path : path.map(segment).join(""));
+    let url = this.baseUrl + (typeof path === "string" ? whole(path) : path.map(segment).join(""));
     const headers = this.#headers(method, options);
     const init: RequestInit = { method, headers, redirect: "manual" };
     if (params && method === "GET") url += query(params);
@@ -98,6 +98,7 @@ export class Transport {
       init.body = json(snakeCase(params));
     }
     const timeout = options.timeout ?? this.timeout;
+    if (!(timeout > 0)) throw new WaberyConfigurationError("timeout must be more than 0 milliseconds; Infinity is no limit.");
     const maxRetries = options.maxRetries ?? this.#options.maxRetries ?? 2;
     const begun = performance.now();
     for (let retry = 0; ; retry++) {
@@ -132,7 +133,7 @@ export class Transport {
       deadline.clear();
     }
     if (!response.ok) throw this.#refusal(response, redact(text));
-    const data = text ? parsed(text) : {};
+    const data = response.status === 204 ? {} : parsed(text);
     if (typeof data !== "object" || data === null) throw this.#unexpected("is not a JSON object");
     return { data: data as T, response, requestId: response.headers.get("wabery-request-id") };
   }
@@ -156,11 +157,11 @@ export class Transport {
       return new WaberyApiError(response, body, {
         message: `${this.baseUrl} redirects to another address; that one, often with https://, is the base URL.`,
       });
-    return new WaberyApiError(response, body);
+    return new WaberyApiError(response, body, { from: this.baseUrl });
   }
 
   #headers(method: Method, options: RequestOptions): Headers {
-    const headers = new Headers(options.headers);
+    const headers = ownHeaders(options.headers);
     headers.set("accept", "application/json");
     if (this.#userAgent) headers.set("user-agent", this.#userAgent);
     if (this.keyKind === "publishable") headers.set("x-wabery-publishable-key", this.#key);
@@ -260,6 +261,21 @@ function segment(part: unknown): string {
   throw new WaberyConfigurationError(`Expected an object's id, a string such as "reg_…"; got ${got}.`);
 }
 
+/** A path as a caller wrote it: without its slash, it could name another host. */
+function whole(path: string): string {
+  if (/^(\/[\w~.%-]+)+$/.test(path) && !/\/\.\.?(\/|$)/.test(path)) return path;
+  throw new WaberyConfigurationError("A path begins with a slash and has no query: /projects/proj_1.");
+}
+
+/** The error that `Headers` throws would quote the value, which may be a secret. */
+function ownHeaders(headers: Record<string, string> | undefined): Headers {
+  try {
+    return new Headers(headers);
+  } catch {
+    throw new WaberyConfigurationError("The option headers has a name or a value that HTTP cannot carry.");
+  }
+}
+
 /** Undefined for what is not JSON. */
 function parsed(text: string): unknown {
   try {
@@ -278,7 +294,7 @@ function json(body: unknown): string {
 }
 
 /** Only the outermost names: what is inside `metadata` belongs to the caller. */
-function snakeCase(params: Params): Record<string, unknown> {
+export function snakeCase(params: Params): Record<string, unknown> {
   return Object.fromEntries(
     Object.entries(params).map(([name, value]) => [name.replace(/[A-Z]/g, (letter) => `_${letter.toLowerCase()}`), value]),
   );

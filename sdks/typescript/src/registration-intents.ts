@@ -1,7 +1,7 @@
 /** Registration intents: mint a single-use WhatsApp link for one of your users, and learn what became of it. */
 
-import { WaberyWaitTimeoutError } from "./errors.js";
-import { Deadline, type RequestOptions, retryDelay, sleep, type Transport } from "./http.js";
+import { WaberyUnexpectedResponseError, WaberyWaitTimeoutError } from "./errors.js";
+import { Deadline, type RequestOptions, retryDelay, sleep, snakeCase, type Transport } from "./http.js";
 import type { ApiPromise, PagePromise } from "./promises.js";
 import type { ListParams, OpenString } from "./types.js";
 
@@ -43,7 +43,8 @@ export interface RegistrationIntent {
   channel_id?: string;
   contact_id?: string | null;
   token?: string;
-  wa_link?: string;
+  /** Null once the intent's channel is gone. */
+  wa_link?: string | null;
   client_secret?: string;
   qr?: QrCode | null;
   confirmation_code?: string | null;
@@ -51,6 +52,9 @@ export interface RegistrationIntent {
   already_linked?: boolean;
   /** The message that ended it. */
   message_id?: string | null;
+  /** When, and how, the person went on from your page; see `opened`. */
+  opened_at?: string | null;
+  opened_via?: OpenedVia | null;
   /** Who joined, masked: the last three digits, or the first letter of the user name. */
   identity?: { display: string; country: string | null } | null;
   /** Who joined, in full; with scope `contacts:identity`. */
@@ -58,12 +62,10 @@ export interface RegistrationIntent {
 }
 
 /** What `create` returns: the intent with its link, its token and the secret that stands for it. */
-export type MintedRegistrationIntent = RegistrationIntent &
-  Required<
+export type MintedRegistrationIntent = RegistrationIntent & { wa_link: string } & Required<
     Pick<
       RegistrationIntent,
       | "token"
-      | "wa_link"
       | "client_secret"
       | "customer_reference"
       | "metadata"
@@ -75,6 +77,24 @@ export type MintedRegistrationIntent = RegistrationIntent &
       | "rejection_message"
     >
   >;
+
+/** How somebody went on from a page; `none`: they said that they do not have WhatsApp. */
+export type OpenedVia = OpenString<"link" | "qr" | "copy" | "other_device" | "none">;
+
+/** Why one item of a bulk mint was refused; the others are not harmed. */
+export interface ItemError {
+  object: "error";
+  error: string;
+  message: string;
+  param?: string;
+  hint?: string;
+}
+
+/** What became of every item of a bulk mint, in their order; tell them apart by `object`. */
+export interface BulkAnswer {
+  object: "list";
+  data: (MintedRegistrationIntent | ItemError)[];
+}
 
 /** The link as a QR code; leave four modules of margin around `modules`, the SVG has them. */
 export interface QrCode {
@@ -136,6 +156,8 @@ export interface WaitOptions {
 /** Milliseconds on top of the time for which the server was asked to hold its answer. */
 const SLOWEST_ANSWER = 10_000;
 
+const LONGEST_PAUSE = 60_000;
+
 const PATH = "registration-intents";
 
 export class RegistrationIntents {
@@ -147,6 +169,11 @@ export class RegistrationIntents {
 
   create(params: RegistrationIntentCreateParams, options?: RequestOptions): ApiPromise<MintedRegistrationIntent> {
     return this.#transport.request("POST", [PATH], params, options);
+  }
+
+  /** Up to 1,000 at once, each by itself. Secret keys only. */
+  createMany(items: RegistrationIntentCreateParams[], options?: RequestOptions): ApiPromise<BulkAnswer> {
+    return this.#transport.request("POST", [PATH, "bulk"], { items: items.map(snakeCase) }, options);
   }
 
   /** With `wait` the server answers at a change or at its end. `wait()` follows an intent to its end. */
@@ -171,6 +198,15 @@ export class RegistrationIntents {
     return this.#transport.request("POST", [PATH, id, "extend"], params, options);
   }
 
+  /** Notes how the person went on from your page. */
+  opened(
+    id: string,
+    params: { via: OpenedVia },
+    options: RequestOptions & { clientSecret: string },
+  ): ApiPromise<RegistrationIntent> {
+    return this.#transport.request("POST", [PATH, id, "opened"], params, options);
+  }
+
   /**
    * Resolves with the intent once it has ended: JOINED, REJECTED, or EXPIRED beyond the grace. A status this SDK does not
    * know counts as ended too, for the caller to judge. Bridges outages of about a minute.
@@ -193,6 +229,7 @@ export class RegistrationIntents {
           // The first poll asks for the state as it is, so that onChange hears it before anything happens.
           const hold = seen ? Math.max(0, Math.min(25, Math.floor(deadline.left / 1_000))) : 0;
           const intent = await this.get(id, mayHold ? { ...poll, wait: hold } : poll);
+          if (typeof intent.status !== "string") throw new WaberyUnexpectedResponseError("The answer has no status.");
           const changed = intent.status !== seen?.status || intent.phase !== seen.phase;
           seen = intent;
           if (changed) onChange?.(intent);
@@ -204,7 +241,7 @@ export class RegistrationIntents {
           failure = undefined;
         } catch (error) {
           pause = retryDelay(failures++, error);
-          if (pause === null || failures > 10) throw error;
+          if (pause === null || pause > LONGEST_PAUSE || failures > 10) throw error;
           failure = error;
         }
         if (pause > 0) await sleep(pause, signal);

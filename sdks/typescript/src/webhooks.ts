@@ -161,10 +161,9 @@ function standardClaims(header: Header): Claims {
   if (!/^\d{1,12}$/.test(timestamp))
     throw new WaberyWebhookVerificationError("malformed_header", "webhook-timestamp is not a number of Unix seconds.");
   // Other versions than v1 may stand beside it, and repeated headers arrive joined by commas.
-  const signatures = entries
-    .split(/\s+/)
-    .filter((entry) => entry.startsWith("v1,"))
-    .map((entry) => fromBase64(entry.slice(3).replace(/,$/, "")) ?? new Uint8Array());
+  const signatures = [...entries.matchAll(/(?:^|[\s,])v1,([^\s,]*)/g)].map(
+    ([, text = ""]) => fromBase64(text) ?? new Uint8Array(),
+  );
   if (signatures.length === 0)
     throw new WaberyWebhookVerificationError("malformed_header", "webhook-signature holds no signature of the form v1,<base64>.");
   return { signatures, before: `${id}.${timestamp}.`, timestamp: Number(timestamp), key: standardKey };
@@ -250,11 +249,11 @@ function bytesOf(body: RawBody): Uint8Array {
 /** Finds headers whatever their case, in any of the forms that servers give them. */
 function reader(headers: HeadersLike): Header {
   const { get } = (headers ?? {}) as Partial<Headers>;
-  if (typeof get === "function") return (name) => get.call(headers, name) ?? null;
+  if (typeof get === "function") return (name) => get.call(headers, name)?.trim() ?? null;
   const lower = new Map(Object.entries(headers ?? {}).map(([name, value]) => [name.toLowerCase(), value]));
   return (name) => {
     const value = lower.get(name);
-    return value === undefined ? null : [value].flat().join(" ");
+    return value == null ? null : [value].flat().join(" ").trim();
   };
 }
 

@@ -2,7 +2,6 @@
 
 import assert from "node:assert/strict";
 import { once } from "node:events";
-import { existsSync } from "node:fs";
 import { mkdtemp, readFile, rm } from "node:fs/promises";
 import { createServer } from "node:http";
 import type { AddressInfo } from "node:net";
@@ -10,10 +9,11 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { after, before, describe, test } from "node:test";
 import type * as Browser from "@wabery/sdk/browser";
-import { type BrowserContext, chromium, type Page } from "playwright-core";
+import { type BrowserContext, type Page, chromium as playwright } from "playwright-core";
+import { chromium } from "./chromium.js";
 import { PERSONS_REFERENCE, pressSend, target } from "./target.js";
 
-const CHROMIUM = "/usr/bin/chromium";
+const CHROMIUM = chromium();
 const FLAGS = [
   "--no-sandbox",
   "--disable-gpu",
@@ -31,7 +31,7 @@ const files = createServer(async (request, response) => {
   response.end(name ? await readFile(new URL(`../esm/${name}`, import.meta.url)) : "<!doctype html><title>app</title>");
 });
 
-describe("in Chromium", { skip: existsSync(CHROMIUM) ? false : `${CHROMIUM} is not installed` }, async () => {
+describe("in Chromium", { skip: CHROMIUM ? false : "no Chromium is installed" }, async () => {
   const server = await target();
   let profile: string;
   let browser: BrowserContext;
@@ -41,7 +41,7 @@ describe("in Chromium", { skip: existsSync(CHROMIUM) ? false : `${CHROMIUM} is n
     files.listen(0, "127.0.0.1");
     await once(files, "listening");
     profile = await mkdtemp(join(tmpdir(), "wabery-sdk-"));
-    browser = await chromium.launchPersistentContext(profile, { executablePath: CHROMIUM, args: FLAGS, headless: true });
+    browser = await playwright.launchPersistentContext(profile, { executablePath: CHROMIUM ?? "", args: FLAGS, headless: true });
     page = await browser.newPage();
     await page.goto(`http://127.0.0.1:${(files.address() as AddressInfo).port}/`);
   });

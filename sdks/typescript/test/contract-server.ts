@@ -19,8 +19,8 @@ export interface Recorded {
   body: string;
 }
 
-/** What the next request gets instead of its answer: a fixed one, a broken connection, half a body, or nothing at all. */
-export type Fault = Scripted | "drop" | "half" | "hang";
+/** What the next request gets instead of its answer: a fixed one, a broken connection, half a body, one that never ends, nothing. */
+export type Fault = Scripted | "drop" | "half" | "trickle" | "hang";
 
 export interface Scripted {
   status: number;
@@ -141,6 +141,12 @@ export class ContractServer {
       response.write('{"object":', () => request.socket.destroy());
       return;
     }
+    if (fault === "trickle") {
+      response.writeHead(200, { "content-type": "application/json" });
+      const trickle = setInterval(() => response.write(" "), 10);
+      response.on("close", () => clearInterval(trickle));
+      return;
+    }
     const requestId = `req_${this.requests.length}`;
     if (!fault?.bare) response.setHeader("wabery-request-id", requestId);
     if (fault) {
@@ -197,7 +203,9 @@ export class ContractServer {
     const { method } = call;
     if (collection === "registration-intents") {
       if (!id) return method === "POST" ? () => this.#mint(call) : method === "GET" ? () => this.#listIntents(call) : undefined;
+      if (id === "bulk" && method === "POST") return () => this.#mintMany(call);
       if (!action) return method === "GET" ? () => this.#poll(call, id) : undefined;
+      if (method === "POST" && action === "opened") return () => this.#opened(call, id);
       if (method === "POST" && action === "cancel") return () => this.#cancel(call, id);
       if (method === "POST" && action === "extend") return () => this.#extend(call, id);
       return undefined;
@@ -245,7 +253,7 @@ export class ContractServer {
       "projects rotate-webhook-secret": () =>
         Object.assign(row(), { webhook_secret: `whsec_${btoa(`rotated ${++this.#count} `.repeat(3))}` }),
       "api-keys rotate": () => ({ ...row(), key: this.secretKey }),
-      "channels check": () => shown(row()),
+      "channels check": () => ({ object: "channel_check", channel_id: row().id, ok: true, checks: [] }),
     };
     const handler = calls[action ? `${collection} ${action}` : call.method];
     if (!handler) return undefined;
@@ -297,6 +305,26 @@ export class ContractServer {
     return Array.isArray(include) && include.includes("qr")
       ? { ...intent, qr: { size: 1, modules: "gA==", svg: "<svg/>" } }
       : intent;
+  }
+
+  #mintMany(call: Recorded): Json {
+    this.#secretOnly(call);
+    const data = (read(call).items as Json[]).map((item) => {
+      try {
+        if (Number(item.expires_in ?? 60) < 60)
+          throw new Refusal(400, "expires_in_out_of_range", "expires_in must be between 60 and 604800.", "expires_in");
+        return this.#mint({ ...call, body: JSON.stringify(item) });
+      } catch (error) {
+        if (!(error instanceof Refusal)) throw error;
+        return { object: "error", error: error.code, message: error.message, param: error.param };
+      }
+    });
+    return { object: "list", data };
+  }
+
+  #opened(call: Recorded, id: string): Json {
+    this.change(id, { opened_via: read(call).via });
+    return this.#view(call, id);
   }
 
   async #poll(call: Recorded, id: string): Promise<Json> {

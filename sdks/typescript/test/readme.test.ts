@@ -1,13 +1,12 @@
 /** Every snippet of the README, compiled as strictly as the SDK and run. Only keys and addresses are put in. */
 
 import assert from "node:assert/strict";
-import { execFile, spawnSync } from "node:child_process";
-import { mkdirSync, readFileSync, writeFileSync } from "node:fs";
-import { createRequire } from "node:module";
-import { dirname, join } from "node:path";
+import { execFile } from "node:child_process";
+import { readFileSync } from "node:fs";
 import { before, test } from "node:test";
 import { fileURLToPath } from "node:url";
 import { promisify } from "node:util";
+import { compile } from "./compile.js";
 import { contractServer } from "./target.js";
 
 const run = promisify(execFile);
@@ -31,23 +30,11 @@ async function output(name: string): Promise<string[]> {
 }
 
 before(() => {
-  mkdirSync(here, { recursive: true });
-  for (const [name, code] of snippets) {
-    const filled = code
-      .replaceAll("https://wabery.example.com/v1", server.baseUrl)
-      .replaceAll("wab_pub_…", server.publishableKey);
-    writeFileSync(new URL(`${name}.ts`, here), filled);
-  }
-  const config = {
-    extends: "../../test/tsconfig.json",
-    compilerOptions: { rootDir: ".", outDir: "." },
-    include: ["*.ts"],
-    exclude: [],
-  };
-  writeFileSync(new URL("tsconfig.json", here), JSON.stringify(config));
-  const tsc = join(dirname(createRequire(import.meta.url).resolve("typescript/package.json")), "bin", "tsc");
-  const { status, stdout } = spawnSync(process.execPath, [tsc, "-p", fileURLToPath(here)], { encoding: "utf8" });
-  assert.equal(status, 0, stdout);
+  const filled = [...snippets].map(([name, code]) => [
+    `${name}.ts`,
+    code.replaceAll("https://wabery.example.com/v1", server.baseUrl).replaceAll("wab_pub_…", server.publishableKey),
+  ]);
+  assert.equal(compile("readme", Object.fromEntries(filled)), "");
 });
 
 test("each of its code fences has a name, and a test below", () => {

@@ -1,7 +1,6 @@
-/** The server that behaviours are shown against: the real one where the environment names it, else the contract server. */
+/** The server that behaviours are shown against: the real one when scripts/test.mjs says so, else the contract server. */
 
-import { after, type TestContext } from "node:test";
-import { WaberyEndpointNotAvailableError } from "@wabery/sdk";
+import { after } from "node:test";
 import { ContractServer } from "./contract-server.js";
 
 export interface Target {
@@ -10,35 +9,22 @@ export interface Target {
   publishableKey: string;
 }
 
-const REAL = Boolean(process.env.WABERY_TEST_BASE_URL);
-
 /** To be called at the top of a test file; what it started ends with the file. */
 export async function target(): Promise<Target> {
+  if (!process.env.WABERY_TEST_REAL) return await contractServer();
   const {
     WABERY_TEST_BASE_URL: baseUrl,
     WABERY_TEST_SECRET_KEY: secretKey,
     WABERY_TEST_PUBLISHABLE_KEY: publishableKey,
   } = process.env;
   if (baseUrl && secretKey && publishableKey) return { baseUrl, secretKey, publishableKey };
-  if (REAL) throw new Error("WABERY_TEST_BASE_URL needs WABERY_TEST_SECRET_KEY and WABERY_TEST_PUBLISHABLE_KEY beside it.");
-  return await contractServer();
+  throw new Error("WABERY_TEST_BASE_URL needs WABERY_TEST_SECRET_KEY and WABERY_TEST_PUBLISHABLE_KEY beside it.");
 }
 
 export async function contractServer(): Promise<ContractServer> {
   const server = await ContractServer.start();
   after(() => server.stop());
   return server;
-}
-
-/** What a call gives; where the real server's build does not have the call yet, the test is skipped and gets undefined. */
-export async function served<T>(t: TestContext, call: Promise<T>): Promise<T | undefined> {
-  try {
-    return await call;
-  } catch (error) {
-    if (!(REAL && error instanceof WaberyEndpointNotAvailableError)) throw error;
-    t.skip("this server does not serve the call");
-    return undefined;
-  }
 }
 
 /** A person presses send on a link, on the fake phone that `wabery dev` and the contract server have. */

@@ -116,6 +116,12 @@ describe("time and giving up", () => {
     await assert.rejects(silent, (error) => error instanceof WaberyTimeoutError && error.message.includes("50 ms"));
   });
 
+  test("a body that trickles in does not hold the call", async () => {
+    server.fail("trickle");
+
+    await assert.rejects(wabery.projects.get("proj_1", { timeout: 100, maxRetries: 0 }), WaberyTimeoutError);
+  });
+
   test("a timeout is tried again", async () => {
     server.fail("hang");
 
@@ -223,6 +229,21 @@ describe("waiting", () => {
     assert.equal(pauses.length, 10);
   });
 
+  for (const body of [{}, { status: null }, { data: [] }])
+    test(`${JSON.stringify(body)} is not taken for an end`, async () => {
+      server.fail({ status: 200, body });
+
+      await assert.rejects(wabery.registrationIntents.wait("reg_1"), WaberyUnexpectedResponseError);
+    });
+
+  test("a Retry-After of an hour ends it with that error", async () => {
+    server.fail({ status: 503, headers: { "retry-after": "3600" } });
+
+    await assert.rejects(wabery.registrationIntents.wait("reg_1"), { status: 503, retryAfter: 3_600 });
+
+    assert.equal(server.requests.length, 1);
+  });
+
   test("a refusal ends it at once", async () => {
     await assert.rejects(wabery.registrationIntents.wait("reg_nobody"), { code: "not_found" });
     assert.equal(server.requests.length, 1);
@@ -302,13 +323,15 @@ describe("answers that are not the contract's", () => {
       );
     });
 
-  test("a redirect is not followed, so the key goes nowhere else", async () => {
-    server.fail({ status: 301, headers: { location: `${server.baseUrl}/projects` } });
+  for (const status of [301, 302, 307, 308])
+    test(`a redirect by ${status} is not followed, so the key goes nowhere else`, async () => {
+      const elsewhere = await contractServer();
+      server.fail({ status, headers: { location: `${elsewhere.baseUrl}/projects` } });
 
-    await assert.rejects(wabery.projects.list(), { name: "WaberyApiError", status: 301 });
+      await assert.rejects(wabery.projects.list(), { name: "WaberyApiError", status, message: /redirects to another address/ });
 
-    assert.equal(server.requests.length, 1);
-  });
+      assert.deepEqual([server.requests.length, elsewhere.requests.length], [1, 0]);
+    });
 
   test("a refusal without the contract's body keeps what there was", async () => {
     server.fail({ status: 413, body: "too large" });
@@ -322,10 +345,30 @@ describe("answers that are not the contract's", () => {
     await assert.rejects(wabery.projects.get("proj_2"), { name: "WaberyApiError", kind: "not_found" });
   });
 
-  test("an empty success is an empty object", async () => {
-    server.fail({ status: 200, body: "" });
+  test("a success that says it has no body is an empty object", async () => {
+    server.fail({ status: 204, body: "" });
 
-    assert.deepEqual(await wabery.request("POST", "/whatever"), {});
+    assert.deepEqual(await wabery.request("DELETE", "/whatever"), {});
+  });
+
+  for (const body of ["", "{", "null", '"OK"', "<html>Sign in to the hotel's network</html>"])
+    test(`${body || "nothing"} instead of an object`, async () => {
+      server.fail({ status: 200, body });
+
+      await assert.rejects(wabery.registrationIntents.get("reg_1"), WaberyUnexpectedResponseError);
+    });
+
+  test("a proxy that answers in HTML is named", async () => {
+    server.fail({ status: 502, body: "<html>Bad gateway</html>", bare: true });
+
+    await assert.rejects(
+      wabery.registrationIntents.get("reg_1", { maxRetries: 0 }),
+      (error) =>
+        error instanceof WaberyApiError &&
+        error.kind === "server" &&
+        error.message.includes(server.baseUrl) &&
+        error.code === null,
+    );
   });
 });
 
@@ -397,6 +440,27 @@ describe("set up wrongly", () => {
       (error) => error instanceof WaberyConfigurationError && !error.message.includes("wcs_secret"),
     );
   });
+
+  test("own headers that cannot be sent are refused without being repeated", async () => {
+    const headers = { "x-trace": "h1dden\nX-Evil: 1" };
+
+    await assert.rejects(
+      wabery.registrationIntents.create(CUSTOMER, { headers }),
+      (error) => error instanceof WaberyConfigurationError && !inspect(error, { depth: 9 }).includes("h1dden"),
+    );
+  });
+
+  for (const path of ["projects", ".evil.invalid/", "//evil.invalid", "/a?b=1", "/a#b", "/../inbound", "/a/."])
+    test(`${path} is no path`, async () => {
+      await assert.rejects(wabery.request("GET", path as "/"), WaberyConfigurationError);
+
+      assert.equal(server.requests.length, 0);
+    });
+
+  for (const timeout of [0, -1, Number.NaN])
+    test(`a timeout of ${timeout} is none`, async () => {
+      await assert.rejects(wabery.projects.list({}, { timeout }), WaberyConfigurationError);
+    });
 
   test("metadata that is not JSON", async () => {
     const metadata: Record<string, unknown> = { big: 1n };

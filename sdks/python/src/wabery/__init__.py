@@ -18,7 +18,17 @@ if TYPE_CHECKING:
     from wabery import errors, keys, webhooks
     from wabery._client import AsyncWabery, Wabery
     from wabery._core import DEFAULT_BASE_URL, NOT_GIVEN, CallOptions, NotGiven
-    from wabery._models import APIKey, Channel, Event, Object, Project, RegistrationIntent
+    from wabery._models import (
+        APIKey,
+        BulkAnswer,
+        Channel,
+        ChannelCheck,
+        Event,
+        ItemError,
+        Object,
+        Project,
+        RegistrationIntent,
+    )
     from wabery._views import AsyncPage, Page, RawResponse
     from wabery.errors import (
         APIConnectionError,
@@ -43,7 +53,17 @@ if TYPE_CHECKING:
 _WHERE = {
     "_client": ["AsyncWabery", "Wabery"],
     "_core": ["DEFAULT_BASE_URL", "NOT_GIVEN", "CallOptions", "NotGiven"],
-    "_models": ["APIKey", "Channel", "Event", "Object", "Project", "RegistrationIntent"],
+    "_models": [
+        "APIKey",
+        "BulkAnswer",
+        "Channel",
+        "ChannelCheck",
+        "Event",
+        "ItemError",
+        "Object",
+        "Project",
+        "RegistrationIntent",
+    ],
     "_views": ["AsyncPage", "Page", "RawResponse"],
     "errors": [
         "APIConnectionError",
@@ -78,11 +98,14 @@ __all__ = [
     "AsyncWabery",
     "AuthenticationError",
     "BadRequestError",
+    "BulkAnswer",
     "CallOptions",
     "Channel",
+    "ChannelCheck",
     "ConflictError",
     "EndpointNotAvailableError",
     "Event",
+    "ItemError",
     "NotFoundError",
     "NotGiven",
     "Object",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
@@ -80,14 +81,12 @@ class Wabery(_Client, Resources[Sync]):
         self._owns_http = http_client is None
         # A proxy from the environment could not reach a server on this machine.
         self._http = http_client or httpx2.Client(trust_env=not is_loopback(self._core.base_url))
-        self._mount(_SyncTransport(self._core, self._http))
+        super().__init__(_SyncTransport(self._core, self._http))
 
     @property
     def with_raw_response(self) -> Resources[Raw]:
         """The same calls, answered with `RawResponse`: status, headers, bytes, and `parse()`."""
-        raw = Resources[Raw]()
-        raw._mount(_RawTransport(self._core, self._http))
-        return raw
+        return Resources[Raw](_RawTransport(self._core, self._http))
 
     def with_options(
         self,
@@ -101,7 +100,7 @@ class Wabery(_Client, Resources[Sync]):
         other._core = self._core.with_options(timeout, max_retries, default_headers)
         other._owns_http = False
         other._http = self._http
-        other._mount(_SyncTransport(other._core, other._http))
+        Resources.__init__(other, _SyncTransport(other._core, other._http))
         return other
 
     def close(self) -> None:
@@ -134,14 +133,12 @@ class AsyncWabery(_Client, Resources[Async]):
         self._core = Core.configure(api_key, base_url, timeout, max_retries, default_headers)
         self._owns_http = http_client is None
         self._http = http_client or httpx2.AsyncClient(trust_env=not is_loopback(self._core.base_url))
-        self._mount(_AsyncTransport(self._core, self._http))
+        super().__init__(_AsyncTransport(self._core, self._http))
 
     @property
     def with_raw_response(self) -> Resources[AsyncRaw]:
         """The same calls, answered with `RawResponse`: status, headers, bytes, and `parse()`."""
-        raw = Resources[AsyncRaw]()
-        raw._mount(_AsyncRawTransport(self._core, self._http))
-        return raw
+        return Resources[AsyncRaw](_AsyncRawTransport(self._core, self._http))
 
     def with_options(
         self,
@@ -155,7 +152,7 @@ class AsyncWabery(_Client, Resources[Async]):
         other._core = self._core.with_options(timeout, max_retries, default_headers)
         other._owns_http = False
         other._http = self._http
-        other._mount(_AsyncTransport(other._core, other._http))
+        Resources.__init__(other, _AsyncTransport(other._core, other._http))
         return other
 
     async def close(self) -> None:
@@ -195,18 +192,25 @@ class _SyncDriver:
             return cast(T, end.value)
 
     def _send(self, request: Request) -> Answer:
+        deadline = math.inf if request.timeout is None else time.monotonic() + request.timeout
+        content = bytearray()
         try:
-            response = self._http.request(
+            with self._http.stream(
                 request.method,
                 request.url,
                 headers=request.headers,
                 content=request.content,
                 timeout=request.timeout,
                 follow_redirects=False,  # a redirect must not carry a key to another host
-            )
+            ) as response:
+                for piece in response.iter_bytes():
+                    content += piece
+                    # The HTTP library's own timeout begins anew with every byte.
+                    if time.monotonic() > deadline:
+                        raise connection_error(request.url, TimeoutError(), timed_out=True)
         except (httpx2.RequestError, httpx2.InvalidURL) as cause:
             raise _translated(request, cause) from cause
-        return _answer(response)
+        return _answer(response, content)
 
 
 class _AsyncDriver:
@@ -233,24 +237,25 @@ class _AsyncDriver:
 
     async def _send(self, request: Request) -> Answer:
         try:
-            response = await self._http.request(
-                request.method,
-                request.url,
-                headers=request.headers,
-                content=request.content,
-                timeout=request.timeout,
-                follow_redirects=False,
-            )
-        except (httpx2.RequestError, httpx2.InvalidURL) as cause:
+            async with asyncio.timeout(request.timeout):
+                response = await self._http.request(
+                    request.method,
+                    request.url,
+                    headers=request.headers,
+                    content=request.content,
+                    timeout=request.timeout,
+                    follow_redirects=False,
+                )
+        except (httpx2.RequestError, httpx2.InvalidURL, TimeoutError) as cause:
             raise _translated(request, cause) from cause
-        return _answer(response)
+        return _answer(response, response.content)
 
 
-def _answer(response: httpx2.Response) -> Answer:
+def _answer(response: httpx2.Response, content: bytes | bytearray) -> Answer:
     return Answer(
         response.status_code,
         {name.lower(): value for name, value in response.headers.items()},
-        response.content,
+        bytes(content),
     )
 
 
@@ -258,7 +263,9 @@ def _translated(request: Request, cause: Exception) -> Exception:
     """Our error for one of the HTTP library's."""
     if isinstance(cause, httpx2.UnsupportedProtocol | httpx2.InvalidURL | httpx2.LocalProtocolError):
         return UsageError(f"This request cannot be sent: {cause}.")
-    return connection_error(request.url, cause, timed_out=isinstance(cause, httpx2.TimeoutException))
+    timed_out = isinstance(cause, httpx2.TimeoutException | TimeoutError)
+    reached = not isinstance(cause, httpx2.ConnectError | httpx2.ProxyError)
+    return connection_error(request.url, cause, timed_out=timed_out, reached=reached)
 
 
 class _SyncTransport(_SyncDriver):

@@ -11,16 +11,17 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import sys
 import time
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, Generic, TypeAlias, TypedDict, TypeVar
-from urllib.parse import quote, urlencode, urlsplit
+from urllib.parse import urlencode, urlsplit
 
 from wabery import keys
-from wabery._logs import logger
+from wabery._logs import logger, without_secrets
 from wabery._version import __version__
 from wabery.errors import (
     APIConnectionError,
@@ -86,7 +87,6 @@ class Call(Generic[T]):
     options: CallOptions = field(default_factory=CallOptions)
     least_timeout: float = 0.0
     """Seconds; a long poll must not be cut off by a shorter timeout of the client."""
-    least_retries: int = 0
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class Request:
     headers: dict[str, str] = field(repr=False)
     content: bytes | None = field(repr=False)
     timeout: float | None
+    """Seconds for the attempt as a whole."""
 
 
 @dataclass(frozen=True)
@@ -119,12 +120,20 @@ class Answer:
 Plan: TypeAlias = Generator[Request | Pause, Answer | None, T]
 
 
-def path(*segments: str) -> str:
-    """A URL path of fixed words and ids. Raises UsageError for an id that would name another path."""
+def path(*segments: object) -> str:
+    """A URL path of fixed words and ids. Raises UsageError for what would lead elsewhere: None, an object, a slash."""
     for segment in segments:
-        if segment in ("", ".", ".."):
-            raise UsageError(f"{segment!r} is not an id.")
-    return "".join("/" + quote(segment, safe="") for segment in segments)
+        if not isinstance(segment, str) or not re.fullmatch(r"[0-9A-Za-z_-]+", segment):
+            got = "a text that cannot be one" if isinstance(segment, str) else type(segment).__name__
+            raise UsageError(f'Expected the id of an object, a str such as "reg_…"; got {got}.')
+    return "".join(f"/{segment}" for segment in segments)
+
+
+def free_path(given: str) -> str:
+    """A URL path below the base URL, as a caller wrote it. Raises UsageError for anything that is not just that."""
+    if not re.fullmatch(r"(?:/[0-9A-Za-z_~.%-]+)+", given) or re.search(r"/\.{1,2}(?:/|$)", given):
+        raise UsageError("A path begins with a slash and has no query: /projects/proj_1.")
+    return given
 
 
 def given(**fields: object) -> dict[str, object]:
@@ -167,9 +176,12 @@ class Core:
                 f"{url!r} is not a base URL.",
                 hint="It looks like https://wabery.example.com/v1, with /v1 at its end.",
             )
-        if max_retries < 0:
-            raise UsageError("max_retries must be 0 or more.")
         return cls(auth, url, timeout, max_retries, dict(headers or {}))
+
+    def __post_init__(self) -> None:
+        if self.max_retries < 0:
+            raise UsageError("max_retries must be 0 or more.")
+        _checked_timeout(self.timeout)
 
     def with_options(
         self,
@@ -199,14 +211,18 @@ class Core:
             content = _json({**(call.body or {}), **options.get("extra_body", {})})
             headers["content-type"] = "application/json"
         if call.method != "GET":
-            headers["idempotency-key"] = options.get("idempotency_key") or os.urandom(16).hex()
+            headers["idempotency-key"] = options.get("idempotency_key", os.urandom(16).hex())
         for more in (self.headers, call.headers, options.get("extra_headers", {})):
             headers.update({name.lower(): value for name, value in more.items()})
-        timeout = options.get("timeout", self.timeout)
+        timeout = _checked_timeout(options.get("timeout", self.timeout))
         return Request(
             call.method,
             self.base_url + call.path + (f"?{query}" if query else ""),
-            {name: value for name, value in headers.items() if isinstance(value, str)},
+            {
+                name: _visible(name, value)
+                for name, value in headers.items()
+                if value is not None and not isinstance(value, NotGiven)
+            },
             content,
             timeout if timeout is None else max(timeout, call.least_timeout),
         )
@@ -214,7 +230,7 @@ class Core:
     def exchange(self, call: Call[Any]) -> Plan[Answer]:
         """Send, and send again while that may help. Returns a success; raises everything else."""
         request = self.request(call)
-        retries = max(call.options.get("max_retries", self.max_retries), call.least_retries)
+        retries = call.options.get("max_retries", self.max_retries)
         begun = time.monotonic()
         attempt = 0
         while True:
@@ -233,7 +249,7 @@ class Core:
                 refused = self.error(call, answer)
                 failure, outcome = refused, f"{refused.status} {refused.code or ''}".strip()
             _log(call, attempt, sent, outcome, getattr(failure, "request_id", None))
-            delay = retry_delay(attempt, failure, random.random())  # noqa: S311 (spreads retries, keeps no secret)
+            delay = retry_delay(attempt, failure)
             if attempt >= retries or delay is None or time.monotonic() - begun + delay > RETRY_BUDGET:
                 raise failure
             yield Pause(delay)
@@ -245,19 +261,20 @@ class Core:
         return call.model(decode(answer))
 
     def error(self, call: Call[Any], answer: Answer) -> APIError:
-        """The error for an answer outside 2xx."""
-        body = _lenient_json(answer.content)
+        """The error for an answer outside 2xx. Keys that the answer repeats are masked."""
+        body = _lenient_json(without_secrets(answer.content.decode(errors="replace")))
         fields = body if isinstance(body, dict) else {}
         ours = "wabery-version" in answer.headers
         kind = error_class(answer.status)
         message, hint = _text(fields, "message"), _text(fields, "hint")
         if answer.status in (404, 405) and not ours:
             kind = EndpointNotAvailableError
-            message = f"{call.method} {call.path} is not served by {self.base_url}."
+            message = f"{call.method} {without_secrets(call.path)} is not served by {self.base_url}."
             hint = "Check the base URL (it ends in /v1) and the server's version."
+        elif answer.status < 400:
+            message = f"{self.base_url} redirects to another address; that one, often with https://, is the base URL."
         return kind(
-            message
-            or f"{urlsplit(self.base_url).hostname} answered HTTP {answer.status} without saying why.",
+            message or f"{self.base_url} answered HTTP {answer.status} without saying why.",
             status=answer.status,
             code=_text(fields, "error"),
             param=_text(fields, "param"),
@@ -269,8 +286,8 @@ class Core:
         )
 
 
-def retry_delay(retry: int, failure: WaberyError, jitter: float) -> float | None:
-    """Seconds to wait before retry number `retry` (from 0), or None when repeating cannot help. `jitter` is 0 to 1."""
+def retry_delay(retry: int, failure: WaberyError) -> float | None:
+    """Seconds to wait before retry number `retry` (from 0), or None when repeating cannot help."""
     if isinstance(failure, APIError):
         if not _worth_repeating(failure):
             return None
@@ -278,7 +295,8 @@ def retry_delay(retry: int, failure: WaberyError, jitter: float) -> float | None
             return failure.retry_after
     elif not isinstance(failure, APIConnectionError):
         return None
-    return min(FIRST_DELAY * 2.0**retry, LONGEST_DELAY) * (1 - JITTER * jitter)
+    jitter = JITTER * random.random()  # noqa: S311 (spreads retries, keeps no secret)
+    return min(FIRST_DELAY * 2.0**retry, LONGEST_DELAY) * (1 - jitter)
 
 
 def _worth_repeating(failure: APIError) -> bool:
@@ -288,8 +306,8 @@ def _worth_repeating(failure: APIError) -> bool:
 
 
 def decode(answer: Answer) -> dict[str, Any]:
-    """The JSON object of a success; an empty body is an empty object. Raises UnexpectedResponseError."""
-    if not answer.content:
+    """The JSON object of a success; of 204, which has no body, an empty one. Raises UnexpectedResponseError."""
+    if answer.status == 204:
         return {}
     try:
         body = json.loads(answer.content)
@@ -320,13 +338,36 @@ def is_loopback(url: str) -> bool:
     return host == "localhost" or host.endswith(".localhost") or host == "::1" or host.startswith("127.")
 
 
-def connection_error(url: str, cause: Exception, *, timed_out: bool) -> APIConnectionError:
-    """The error for an attempt that got no complete answer."""
+def connection_error(
+    url: str, cause: Exception, *, timed_out: bool, reached: bool = True
+) -> APIConnectionError:
+    """The error for an attempt that got no complete answer. reached: whether there was a connection at all."""
     host = urlsplit(url).netloc
     if timed_out:
-        return APITimeoutError(f"{host} did not answer in time.")
-    reason = str(cause).strip() or type(cause).__name__
-    return APIConnectionError(f"{host} could not be reached: {reason}.")
+        return APITimeoutError(f"{host} did not answer in time.", hint="The option timeout gives it more.")
+    reason = without_secrets(str(cause)).strip().rstrip(".") or type(cause).__name__
+    if reached:
+        return APIConnectionError(f"The connection to {host} broke before its answer was complete: {reason}.")
+    return APIConnectionError(
+        f"{host} could not be reached: {reason}.", hint="Is the server up, and is this its address?"
+    )
+
+
+def _visible(name: str, value: object) -> str:
+    """A header's value, if HTTP can carry it. The error does not repeat it: it may be a secret."""
+    if not re.fullmatch(r"[!#$%&'*+.^_`|~0-9a-z-]+", name):
+        raise UsageError(f"{name!r} is not a header name.")
+    if not isinstance(value, str) or not re.fullmatch(r"[ -~]*", value):
+        raise UsageError(f"The header {name} must be a str of printable ASCII characters.")
+    if name == "idempotency-key" and not 1 <= len(value) <= 255:
+        raise UsageError("An idempotency key has 1 to 255 characters.")
+    return value
+
+
+def _checked_timeout(seconds: float | None) -> float | None:
+    if seconds is not None and not seconds > 0:
+        raise UsageError("timeout must be more than 0 seconds, or None to wait for ever.")
+    return seconds
 
 
 def _query(fields: Mapping[str, object]) -> str:
@@ -366,11 +407,11 @@ def _json_default(value: object) -> object:
     raise TypeError(f"{type(value).__name__} is not a JSON type")
 
 
-def _lenient_json(content: bytes) -> object:
+def _lenient_json(text: str) -> object:
     try:
-        return json.loads(content)
+        return json.loads(text)
     except (ValueError, RecursionError):
-        return content.decode(errors="replace")
+        return text
 
 
 def _text(fields: Mapping[str, object], name: str) -> str | None:
@@ -389,7 +430,7 @@ def _retry_after(value: str | None) -> float | None:
             return float(value)
         moment = parsedate_to_datetime(value)
         return max((moment - datetime.now(UTC)).total_seconds(), 0.0)
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
         return None
 
 

@@ -11,17 +11,20 @@ import re
 
 logger = logging.getLogger("wabery")
 
-_SECRETS = re.compile(
-    r"""(?ix)
-    (?P<kept> wab_(?:live|test|pub)_ | wjr_ | wcs_ | whsec_ ) [0-9a-z+/=_-]+   # keys, link tokens, client and signing secrets
-    | (?<![0-9a-z_]) \+? (?:[0-9][ ()./-]{0,2}){6,14}[0-9] (?![0-9a-z])        # phone numbers, as people write them
-    """
-)
+_SECRETS = re.compile(r"(wab_(?:live|test|pub)_|wjr_|wcs_|whsec_)[0-9a-z+/=_-]+", re.IGNORECASE)
+"""Keys, link tokens, client and signing secrets."""
+_PHONES = re.compile(r"(?i)(?<![0-9a-z_])\+?(?:[0-9][ ()./-]{0,2}){6,14}[0-9](?![0-9a-z])")
+"""Phone numbers, as people write them."""
+
+
+def without_secrets(text: str) -> str:
+    """The text without keys, tokens, client secrets and signing secrets; their prefixes stay."""
+    return _SECRETS.sub(r"\1…", text)
 
 
 def redact(text: str) -> str:
-    """The text without keys, tokens, client secrets, signing secrets and phone numbers; their prefixes stay."""
-    return _SECRETS.sub(lambda found: f"{found['kept'] or ''}…", text)
+    """`without_secrets`, and without phone numbers."""
+    return _PHONES.sub("…", without_secrets(text))
 
 
 class _Redactor(logging.Filter):

@@ -90,7 +90,7 @@ class Object:
     def __eq__(self, other: object) -> bool:
         return type(other) is type(self) and other._data == self._data
 
-    __hash__ = None  # type: ignore[assignment]  # it holds dicts
+    __hash__: ClassVar[None] = None  # type: ignore[assignment]  # it holds dicts
 
     def __reduce__(self) -> tuple[type[Object], tuple[dict[str, Any]]]:
         return type(self), (self._data,)
@@ -185,6 +185,33 @@ class RegistrationIntent(Object, nested={"identity": Identity, "whatsapp": Whats
         return self._data.get("status") != "PENDING"
 
 
+class ItemError(Object, shown=("error", "param")):
+    """Why one item of a bulk mint was refused; the others are not harmed."""
+
+    __slots__ = ()
+
+    object: str
+    error: str
+    message: str
+    param: str
+    hint: str
+
+
+class BulkAnswer(Object, shown=()):
+    """What became of every item of a bulk mint, in their order."""
+
+    __slots__ = ()
+
+    object: str
+
+    @property
+    def data(self) -> list[RegistrationIntent | ItemError]:
+        return [
+            ItemError(item) if item.get("object") == "error" else RegistrationIntent(item)
+            for item in self._data["data"]
+        ]
+
+
 class APIKey(Object):
     """An API key. `key` is null for a secret key, except in the answer that made it."""
 
@@ -201,6 +228,8 @@ class APIKey(Object):
     created_at: datetime
     expires_at: datetime | None
     revoked_at: datetime | None
+    previous_ends_at: datetime | None
+    """When the value before a rotation stops working."""
     last_used_at: datetime | None
     warning: str | None
 
@@ -253,6 +282,31 @@ class Channel(Object):
     """For Meta's dashboard; not in a list."""
 
 
+class Finding(Object, shown=("name", "state")):
+    """What a check has seen."""
+
+    __slots__ = ()
+
+    name: str
+    state: Literal["ok", "warning", "failed", "skipped"] | str
+    found: str
+    """For people."""
+    todo: str | None
+    """What to do about it, where there is something to do."""
+
+
+class ChannelCheck(Object, shown=("channel_id", "ok"), nested={"checks": Finding}):
+    """What the provider says of a channel at this moment."""
+
+    __slots__ = ()
+
+    object: str
+    channel_id: str
+    ok: bool
+    """Whether nothing has failed."""
+    checks: list[Finding]
+
+
 class Event(Object, shown=("id", "type")):
     """Something that happened, as the API lists it. What a webhook brings is `wabery.webhooks.Event`."""
 
@@ -262,3 +316,7 @@ class Event(Object, shown=("id", "type")):
     id: str
     type: str
     created_at: datetime
+    sent_at: datetime
+    livemode: bool
+    payload: Object
+    """As in its deliveries; `webhooks` names the fields."""

@@ -58,10 +58,6 @@ class Resource(Generic[V]):
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
 
-    @property
-    def _core(self) -> Core:
-        return self._transport.core
-
 
 @dataclass(frozen=True)
 class RawResponse(Generic[T]):

@@ -80,7 +80,8 @@ def wabery_server() -> Iterator[WaberyServer]:
     folder = Path(tempfile.mkdtemp(prefix="wabery-"))
     try:
         with _running(folder) as told:
-            keys = dict(line.partition("=")[::2] for line in Path(told["env_file"]).read_text().splitlines())
+            lines = Path(told["env_file"]).read_text().splitlines()
+            keys = {name: value for name, _, value in (line.partition("=") for line in lines)}
             with Wabery(keys["WABERY_API_KEY"], told["base_url"]) as client:
                 client.projects.update(
                     told["project_id"], on_identity_linked="allow", references_per_contact=1000

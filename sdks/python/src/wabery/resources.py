@@ -12,19 +12,51 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from functools import partial
-from typing import Any, Generic, Literal, TypeVar, Unpack
+from typing import Any, Literal, TypeVar, Unpack
 
-from wabery._core import NOT_GIVEN, Call, CallOptions, NotGiven, Pause, Plan, given, path
-from wabery._models import APIKey, Channel, Event, Object, Project, RegistrationIntent
+from wabery._core import (
+    NOT_GIVEN,
+    Call,
+    CallOptions,
+    NotGiven,
+    Pause,
+    Plan,
+    free_path,
+    given,
+    path,
+    retry_delay,
+)
+from wabery._models import (
+    APIKey,
+    BulkAnswer,
+    Channel,
+    ChannelCheck,
+    Event,
+    IntentStatus,
+    Object,
+    Project,
+    RegistrationIntent,
+)
 from wabery._views import Listing, Resource, Transport, V, endpoint, flow, listing
-from wabery.errors import UsageError, WaitTimeoutError
+from wabery.errors import (
+    APIConnectionError,
+    APIError,
+    UnexpectedResponseError,
+    UsageError,
+    WaberyError,
+    WaitTimeoutError,
+)
 
 M = TypeVar("M", bound=Object)
 
 LONGEST_POLL = 25
 """Seconds the server holds a GET with `wait` while nothing changes."""
 _SLOWEST_ANSWER = 10.0
+"""Seconds on top of the time for which the server was asked to hold its answer."""
 _SHORTEST_POLL = 1.0
+_LONGEST_PAUSE = 60.0
+_FAILURES = 10
+"""Failed polls in a row, about a minute, after which `wait` gives up."""
 
 
 def _list(
@@ -92,6 +124,18 @@ class RegistrationIntents(Resource[V]):
         return Call("POST", path("registration-intents"), RegistrationIntent, body=body, options=options)
 
     @endpoint
+    def create_many(
+        self, items: Sequence[Mapping[str, object]], **options: Unpack[CallOptions]
+    ) -> Call[BulkAnswer]:
+        """Mint up to 1,000 intents, each by itself; secret keys only.
+
+        items: of each the arguments of `create`, such as {"customer_reference": "user_123"}. The answer's `data` has an
+        intent or an ItemError for every item, in their order.
+        """
+        body = {"items": list(items)}
+        return Call("POST", path("registration-intents", "bulk"), BulkAnswer, body=body, options=options)
+
+    @endpoint
     def get(
         self,
         intent_id: str,
@@ -116,37 +160,54 @@ class RegistrationIntents(Resource[V]):
         """Wait until the intent has ended, by long polls: JOINED, REJECTED, EXPIRED, or a state unknown to this version.
 
         The grace phase after expiry is not an end. timeout: seconds; None waits as long as the intent lives. on_change is
-        called with the first answer and whenever status or phase change. Raises WaitTimeoutError, and whatever a poll
-        raises after its retries.
+        called with the first answer and whenever status or phase change. Bridges outages of about a minute. Raises
+        WaitTimeoutError, and whatever a poll raises that repeating it cannot help.
         """
-        if timeout is not None and timeout <= 0:
+        if timeout is not None and not timeout > 0:
             raise UsageError("timeout must be more than 0 seconds.")
         deadline = math.inf if timeout is None else time.monotonic() + timeout
-        seen: tuple[object, object] | None = None
-        while True:
-            begun = time.monotonic()
-            # Who listens for changes wants the state as it is first, before anything happens.
-            held = 0 if on_change and seen is None else math.ceil(min(LONGEST_POLL, deadline - begun))
-            poll = _get(intent_id, client_secret, held, CallOptions())
-            # A server that restarts in the meantime must not end a long wait.
-            intent = yield from self._core.fetch(replace(poll, least_retries=6))
-            state = (intent.get("status"), intent.get("phase"))
-            if on_change and state != seen:
-                on_change(intent)
-            if intent.final:
-                return intent
-            now = time.monotonic()
-            if now >= deadline:
-                raise WaitTimeoutError(f"{intent_id} had not ended after {timeout:g} s.", intent=intent)
-            if held and now - begun < _SHORTEST_POLL:
-                yield Pause(min(_SHORTEST_POLL, deadline - now))
-            seen = state
+        seen: RegistrationIntent | None = None
+        state: tuple[object, object] | None = None
+        failure: WaberyError | None = None
+        failures = 0
+        while (left := deadline - (begun := time.monotonic())) > 0:
+            # The first poll asks for the state as it is, so that on_change hears it before anything happens.
+            held = math.floor(min(LONGEST_POLL, left)) if seen else 0
+            options = CallOptions(timeout=min(held + _SLOWEST_ANSWER, left), max_retries=0)
+            poll = replace(_get(intent_id, client_secret, held, options), least_timeout=0.0)
+            try:
+                intent = yield from self._transport.core.fetch(poll)
+            except (APIError, APIConnectionError) as refused:
+                failure = refused
+                pause = retry_delay(failures, refused)
+                failures += 1
+                if time.monotonic() < deadline and (
+                    pause is None or pause > _LONGEST_PAUSE or failures > _FAILURES
+                ):
+                    raise
+            else:
+                failure, failures = None, 0
+                now = _state(intent)
+                changed, state, seen = now != state, now, intent
+                if changed and on_change:
+                    on_change(intent)
+                if intent.final:
+                    return intent
+                # A server that holds its answer until something changes is asked again at once, any other in a while.
+                quick = not changed and time.monotonic() - begun < _SHORTEST_POLL
+                pause = _SHORTEST_POLL if quick else 0.0
+            if pause and (left := deadline - time.monotonic()) > 0:
+                yield Pause(min(pause, left))
+        was = f"still {seen.get('phase') or seen.status}" if seen else "not read yet"
+        raise WaitTimeoutError(
+            f"After {timeout:g} s the intent was {was}. It goes on; wait for it again.", intent=seen
+        ) from failure
 
     @listing
     def list(
         self,
         *,
-        status: Literal["PENDING", "JOINED", "REJECTED", "EXPIRED"] | str | NotGiven = NOT_GIVEN,
+        status: IntentStatus | NotGiven = NOT_GIVEN,
         customer_reference: str | NotGiven = NOT_GIVEN,
         contact_id: str | NotGiven = NOT_GIVEN,
         channel_id: str | NotGiven = NOT_GIVEN,
@@ -194,6 +255,35 @@ class RegistrationIntents(Resource[V]):
         return Call(
             "POST", where, RegistrationIntent, body=body, headers=_secret(client_secret), options=options
         )
+
+    @endpoint
+    def opened(
+        self,
+        intent_id: str,
+        *,
+        via: Literal["link", "qr", "copy", "other_device", "none"] | str,
+        client_secret: str,
+        **options: Unpack[CallOptions],
+    ) -> Call[RegistrationIntent]:
+        """Note how the person went on from your page; `none`: they said that they do not have WhatsApp."""
+        where = path("registration-intents", intent_id, "opened")
+        return Call(
+            "POST",
+            where,
+            RegistrationIntent,
+            body={"via": via},
+            headers=_secret(client_secret),
+            options=options,
+        )
+
+
+def _state(intent: RegistrationIntent) -> tuple[object, object]:
+    if not isinstance(intent.get("status"), str):
+        raise UnexpectedResponseError(
+            "The answer is no registration intent: it has no status.",
+            hint="Check that the base URL is Wabery's and that no proxy answers in its place.",
+        )
+    return intent.status, intent.get("phase")
 
 
 def _get(
@@ -354,9 +444,15 @@ class APIKeys(Resource[V]):
         return Call("DELETE", path("api-keys", key_id), APIKey, options=options)
 
     @endpoint
-    def rotate(self, key_id: str, **options: Unpack[CallOptions]) -> Call[APIKey]:
-        """A new key under the same id; for a while both work."""
-        return Call("POST", path("api-keys", key_id, "rotate"), APIKey, options=options)
+    def rotate(
+        self, key_id: str, *, overlap: int | NotGiven = NOT_GIVEN, **options: Unpack[CallOptions]
+    ) -> Call[APIKey]:
+        """A new key under the same id; for a while both work.
+
+        overlap: seconds for that, up to 604800, a day by default; 0 ends the old value at once, for one that has leaked.
+        """
+        body = given(overlap=overlap)
+        return Call("POST", path("api-keys", key_id, "rotate"), APIKey, body=body or None, options=options)
 
 
 class Channels(Resource[V]):
@@ -440,9 +536,9 @@ class Channels(Resource[V]):
         return Call("DELETE", path("channels", channel_id), Channel, options=options)
 
     @endpoint
-    def check(self, channel_id: str, **options: Unpack[CallOptions]) -> Call[Channel]:
-        """Ask the provider whether the credentials and the number work."""
-        return Call("POST", path("channels", channel_id, "check"), Channel, options=options)
+    def check(self, channel_id: str, **options: Unpack[CallOptions]) -> Call[ChannelCheck]:
+        """Ask the provider whether the credentials and the number work, and what to do where they do not."""
+        return Call("POST", path("channels", channel_id, "check"), ChannelCheck, options=options)
 
 
 class Events(Resource[V]):
@@ -453,12 +549,23 @@ class Events(Resource[V]):
         self,
         *,
         type: str | NotGiven = NOT_GIVEN,
+        contact_id: str | NotGiven = NOT_GIVEN,
+        registration_intent_id: str | NotGiven = NOT_GIVEN,
+        created_after: datetime | NotGiven = NOT_GIVEN,
+        created_before: datetime | NotGiven = NOT_GIVEN,
         limit: int | NotGiven = NOT_GIVEN,
         cursor: str | NotGiven = NOT_GIVEN,
         **options: Unpack[CallOptions],
     ) -> Call[Listing[Event]]:
         """Events, newest first."""
-        return _list("events", Event, given(type=type), limit, cursor, options)
+        query = given(
+            type=type,
+            contact_id=contact_id,
+            registration_intent_id=registration_intent_id,
+            created_after=created_after,
+            created_before=created_before,
+        )
+        return _list("events", Event, query, limit, cursor, options)
 
     @endpoint
     def get(self, event_id: str, **options: Unpack[CallOptions]) -> Call[Event]:
@@ -466,18 +573,26 @@ class Events(Resource[V]):
         return Call("GET", path("events", event_id), Event, options=options)
 
 
-class Resources(Generic[V]):
+class Resources(Resource[V]):
     """Every group of calls, on one client."""
 
-    registration_intents: RegistrationIntents[V]
-    projects: Projects[V]
-    api_keys: APIKeys[V]
-    channels: Channels[V]
-    events: Events[V]
+    def __init__(self, transport: Transport) -> None:
+        super().__init__(transport)
+        self.registration_intents: RegistrationIntents[V] = RegistrationIntents(transport)
+        self.projects: Projects[V] = Projects(transport)
+        self.api_keys: APIKeys[V] = APIKeys(transport)
+        self.channels: Channels[V] = Channels(transport)
+        self.events: Events[V] = Events(transport)
 
-    def _mount(self, transport: Transport) -> None:
-        self.registration_intents = RegistrationIntents(transport)
-        self.projects = Projects(transport)
-        self.api_keys = APIKeys(transport)
-        self.channels = Channels(transport)
-        self.events = Events(transport)
+    @endpoint
+    def request(
+        self,
+        method: Literal["GET", "POST", "PATCH", "DELETE"],
+        where: str,
+        *,
+        query: Mapping[str, object] | None = None,
+        body: Mapping[str, object] | None = None,
+        **options: Unpack[CallOptions],
+    ) -> Call[Object]:
+        """Any call by its path below the base URL, such as `/projects`, for what has no method here."""
+        return Call(method, free_path(where), Object, query=query or {}, body=body, options=options)

@@ -35,6 +35,8 @@ _WORTH_DIAGNOSING = 64 * 1024
 
 _CONTRACT = ("x-wabery-signature", "x-wabery-signature-next")
 _STANDARD = ("webhook-id", "webhook-timestamp", "webhook-signature")
+_V1 = re.compile(r"(?:^|[\s,])v1,([^\s,]*)")
+"""One of several: other versions may stand beside it, and repeated headers arrive joined by commas."""
 _SHA256_HEX = re.compile(r"sha256=([0-9a-f]{64})", re.IGNORECASE)
 
 Headers: TypeAlias = (
@@ -316,12 +318,7 @@ def _verify_standard(
     event_id, stamp = fields["webhook-id"][0], fields["webhook-timestamp"][0]
     if not re.fullmatch(r"[0-9]{1,12}", stamp, re.ASCII):
         raise _refusal("malformed_header", "webhook-timestamp is not a number of seconds.")
-    signatures = [
-        value.removeprefix("v1,")
-        for line in fields["webhook-signature"]
-        for value in line.split()
-        if value.startswith("v1,")
-    ]
+    signatures = [found for line in fields["webhook-signature"] for found in _V1.findall(line)]
     if not signatures:
         raise _refusal("malformed_header", "webhook-signature holds no v1 signature.")
 
@@ -579,10 +576,15 @@ def unwrap_wsgi(
     size = int(length) if re.fullmatch(r"[0-9]{1,12}", length, re.ASCII) else 0
     if size > max_body:
         raise _refusal("body_too_large", f"The body is larger than {max_body} bytes.")
+    if environ.get("wsgi.input_terminated") and not length.strip("0"):
+        size = max_body + 1  # sent in chunks, whose end this server marks
     stream: IO[bytes] = environ["wsgi.input"]
     headers = [
         (name.removeprefix("HTTP_").replace("_", "-"), value)
         for name, value in environ.items()
         if name.startswith("HTTP_")
     ]
-    return unwrap(stream.read(size), headers, secret)
+    body = stream.read(size)
+    if len(body) > max_body:
+        raise _refusal("body_too_large", f"The body is larger than {max_body} bytes.")
+    return unwrap(body, headers, secret)
