@@ -1,6 +1,7 @@
 """Group commit: calls that arrive while a transaction is under way form the next one.
 
-No timer and no waiting when idle: a call that finds a free lane goes at once, alone.
+No timer and no waiting when idle: a call that finds a free lane goes at once, with those of the same turn of the event
+loop.
 """
 
 import asyncio
@@ -53,6 +54,7 @@ class Batcher(Generic[Item, Result]):
         self._idle = [database.lane() for _ in range(lanes)]
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._held: set[Hashable] = set()
+        self._starting = False
         self._running: set[asyncio.Task[None]] = set()
 
     async def submit(self, item: Item) -> Result:
@@ -68,15 +70,25 @@ class Batcher(Generic[Item, Result]):
             raise errors.Unavailable("The server is overloaded.", retry_after=1)
         future: asyncio.Future[Result] = asyncio.get_running_loop().create_future()
         self._queue.append((item, future))
-        self._start()
+        self._start_soon()
         return future
 
     async def drain(self) -> None:
         """Waits until everything accepted has been answered."""
         while self._queue or self._running:
-            await asyncio.wait(self._running)
+            if self._running:
+                await asyncio.wait(self._running)
+            else:
+                await asyncio.sleep(0)
+
+    def _start_soon(self) -> None:
+        """Takes the next batch at the end of this turn: what else has just arrived is in it."""
+        if self._idle and not self._starting:
+            self._starting = True
+            asyncio.get_running_loop().call_soon(self._start)
 
     def _start(self) -> None:
+        self._starting = False
         while self._idle and self._queue:
             batch, held = self._take()
             if not batch:
