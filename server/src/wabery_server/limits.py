@@ -75,6 +75,11 @@ class Limit:
         used = full_at - now
         return Allowance(self.name, self.quota, self.window, True, self._left(used), used, 0.0)
 
+    def give_back(self, key: Hashable) -> None:
+        """Uncounts a request that has been counted, because it turned out to be none."""
+        if key in self._full_at:
+            self._full_at[key] -= self._step
+
     def peek(self, key: Hashable, cost: int = 1) -> bool:
         """Whether `take` would count; counts nothing."""
         now = self._now()

@@ -13,7 +13,7 @@ import msgspec
 import segno
 from msgspec import UNSET
 
-from wabery_server import contacts, errors, ids, intents
+from wabery_server import contacts, errors, idempotency, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
 from wabery_server.api.app import CLIENT_SECRET, etag, plain_address
 from wabery_server.api.call import Answer, Call, Stream, decode
@@ -50,12 +50,31 @@ async def create(call: Call) -> Answer:
     if trust is Trust.UNVERIFIED:
         call.limit(service.per_publishable_key.take(caller.key.id))
         call.limit(service.per_ip.take(_network(call.ip)))
-    call.limit(service.per_reference.take((caller.project.id, wanted.customer_reference, trust)))
+    reference = (caller.project.id, wanted.customer_reference, trust)
+    allowance = service.per_reference.take(reference)
+    if key is not None and not allowance.allowed and (kept := await _kept(call, key)) is not None:
+        return call.replayed(kept)
+    call.limit(allowance)
     now = service.clock.now()
     mint = await _prepared(call, wanted, metadata, trust, ids.new("reg", now), now)
     mint.key = key
     minted = await service.minting.submit(mint)
-    return call.replayed(minted.answer) if minted.replayed else Answer(minted.answer.body)
+    if minted.replayed:
+        service.per_reference.give_back(reference)
+        return call.replayed(minted.answer)
+    return Answer(minted.answer.body)
+
+
+async def _kept(call: Call, key: idempotency.Key) -> Stored | None:
+    """What a key was answered before. Raises errors.IdempotencyKeyReused."""
+    service = call.service
+    found = await service.database.run(
+        lambda tx: idempotency.find(tx, [key], keyring=service.keyring, at=service.clock.now())
+    )
+    kept = found.get(key.identity)
+    if isinstance(kept, errors.WaberyError):
+        raise kept
+    return kept
 
 
 async def create_many(call: Call, tx: Tx) -> Answer:
