@@ -177,7 +177,9 @@ def test_writes_take_an_idempotency_key_and_pages_a_cursor() -> None:
 def test_every_answer_names_its_headers() -> None:
     for _, _, operation in described():
         for response in map(resolved, operation["responses"].values()):
-            assert {"Wabery-Version", "Wabery-Request-Id"} <= set(response["headers"])
+            always = {"Wabery-Version", "Wabery-Request-Id", "Cache-Control"}
+            assert always <= set(response["headers"])
+            assert all(resolved(response["headers"][name])["required"] for name in always)
     for name in ("RateLimit", "RateLimit-Policy", "Retry-After", "ETag", "Idempotency-Replayed"):
         assert any(name in found.get("headers", {}) for found in everything())
 

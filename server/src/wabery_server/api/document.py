@@ -176,6 +176,9 @@ _PATH: Mapping[str, tuple[Json, str]] = {
     "code": ({"$ref": REFERENCE.format(name="ErrorCode")}, "`error` of a refusal."),
 }
 
+_TEXT: Json = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000\uFFFD]+$"}
+"""What `Call.text` takes. U+FFFD is what bytes that are no UTF-8 have become."""
+
 _QUERY: Mapping[str, tuple[Json, str]] = {
     "limit": (
         {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
@@ -191,20 +194,17 @@ _QUERY: Mapping[str, tuple[Json, str]] = {
         "`qr`: the link as a QR code, for whoever may see the link.",
     ),
     "status": ({"type": "string", "enum": [*Status]}, "Only those that stand so."),
-    "customer_reference": (
-        {"type": "string", "minLength": 1, "maxLength": 255},
-        "Only those of this customer.",
-    ),
-    "contact_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this contact."),
-    "channel_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this channel."),
-    "registration_intent_id": (
-        {"type": "string", "minLength": 1, "maxLength": 255},
-        "Only those of this registration intent.",
-    ),
+    "customer_reference": (_TEXT, "Only those of this customer."),
+    "contact_id": (_TEXT, "Only those of this contact."),
+    "channel_id": (_TEXT, "Only those of this channel."),
+    "registration_intent_id": (_TEXT, "Only those of this registration intent."),
     "type": ({"type": "string", "enum": [*EventType]}, "Only those of this type."),
     "created_after": ({"type": "string", "format": "date-time"}, "Created then or later."),
     "created_before": ({"type": "string", "format": "date-time"}, "Created before."),
 }
+
+_ALWAYS = ("Wabery-Version", "Wabery-Request-Id", "Cache-Control")
+_LIMIT = ("RateLimit-Policy", "RateLimit")
 
 _HEADERS: Mapping[str, tuple[Json, str]] = {
     "Wabery-Version": (
@@ -215,6 +215,7 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
         {"type": "string"},
         "The request's id, also in the body of an error and in the log.",
     ),
+    "Cache-Control": ({"type": "string", "enum": ["no-store"]}, "Answers are for whoever asked."),
     "RateLimit-Policy": (
         {"type": "string"},
         'A limit of this call: `"name";q=quota;w=seconds` (IETF draft-ietf-httpapi-ratelimit-headers-11).',
@@ -244,7 +245,9 @@ Mint a single-use WhatsApp registration link for one of your users, and learn wh
 - Every error has a stable `error` code, a `message` for people and a `request_id`; most have a `hint`.
 - A path or method that this build does not serve answers `unknown_path` (404) or `method_not_allowed` (405) without
   the header `Wabery-Version`. `wabery dev` answers `foreign_host` (403) to pages and hosts outside this machine.
-- Lists are newest first, a page at a time."""
+- Lists are newest first, a page at a time.
+- Calls that take a publishable key answer browsers of any origin with the headers of CORS, and their preflight `OPTIONS`;
+  the key's own origins are judged on the request itself."""
 
 
 def _document(operations: Sequence[Operation]) -> Json:
@@ -281,12 +284,13 @@ def _document(operations: Sequence[Operation]) -> Json:
         "components": {
             "schemas": {**types.components, "ErrorCode": _error_code(), "Error": _ERROR},
             "responses": {
-                _refusal_name(some): _refusal(some)
+                _refusal_name(operation, some): _refusal(operation, some)
                 for operation in operations
                 for some in _by_status(operation)
             },
             "headers": {
-                name: {"description": what, "schema": schema} for name, (schema, what) in _HEADERS.items()
+                name: {"description": what, "required": name in _ALWAYS, "schema": schema}
+                for name, (schema, what) in _HEADERS.items()
             },
             "examples": {
                 _example_name(refusal): {"value": examples.error(refusal)}
@@ -326,11 +330,9 @@ def _tag(module: str) -> str:
 
 def _operation(operation: Operation, types: Schemas) -> Json:
     handler = operation.handler
-    tag = _tag(handler.__module__)
-    name = "list" if handler.__name__ == "listed" else handler.__name__
     made: Json = {
-        "operationId": f"{tag.replace(' ', '_')}.{name}",
-        "tags": [tag],
+        "operationId": _operation_id(operation),
+        "tags": [_tag(handler.__module__)],
         "summary": operation.summary,
         "description": f"{inspect.getdoc(handler)}\n\nFor {may_call(operation)}.",
         "security": _security(operation),
@@ -339,6 +341,12 @@ def _operation(operation: Operation, types: Schemas) -> Json:
     }
     body = _body(operation, types)
     return made if body is None else {**made, "requestBody": body}
+
+
+def _operation_id(operation: Operation) -> str:
+    handler = operation.handler
+    name = "list" if handler.__name__ == "listed" else handler.__name__
+    return f"{_tag(handler.__module__).replace(' ', '_')}.{name}"
 
 
 def _security(operation: Operation) -> list[Json]:
@@ -374,10 +382,6 @@ def _header(name: str, what: str, schema: Json | None = None) -> Json:
     return {"name": name, "in": "header", "description": what, "schema": schema or {"type": "string"}}
 
 
-def _is_idempotent(operation: Operation) -> bool:
-    return operation.method != "GET" and not operation.open
-
-
 def _takes_client_secret(operation: Operation) -> bool:
     return operation.publishable and "{id}" in operation.path
 
@@ -394,9 +398,7 @@ def _body(operation: Operation, types: Schemas) -> Json | None:
 
 def _answers(operation: Operation, types: Schemas) -> Json:
     more = _MORE.get(operation.handler, More())
-    names = ["Wabery-Version", "Wabery-Request-Id"]
-    if more.limited:
-        names += ["RateLimit-Policy", "RateLimit"]
+    names = [*_ALWAYS, *(_LIMIT if more.limited else ())]
     if more.tagged:
         names.append("ETag")
     if is_write(operation):
@@ -411,6 +413,9 @@ def _answers(operation: Operation, types: Schemas) -> Json:
     answers: Json = {"200": done}
     if operation.handler is intents.create:
         done["links"] = _ACTIONS
+    if "cursor" in operation.query:
+        next_page = {"query.cursor": "$response.body#/next_cursor"}
+        done["links"] = {"next": {"operationId": _operation_id(operation), "parameters": next_page}}
     if more.tagged:
         unchanged = {"description": "What you have is what there is.", "headers": _headers(names)}
         answers["304"] = unchanged
@@ -464,7 +469,7 @@ def _answer_schema(operation: Operation, types: Schemas) -> Json:
 
 def _refused(operation: Operation) -> Json:
     return {
-        str(some[0].status): {"$ref": f"#/components/responses/{_refusal_name(some)}"}
+        str(some[0].status): {"$ref": f"#/components/responses/{_refusal_name(operation, some)}"}
         for some in _by_status(operation)
     }
 
@@ -476,13 +481,19 @@ def _by_status(operation: Operation) -> list[list[type[WaberyError]]]:
     return [some for _, some in sorted(found.items())]
 
 
-def _refusal_name(some: Sequence[type[WaberyError]]) -> str:
-    return ".".join([str(some[0].status), *(refusal.code for refusal in some)])
+def _refusal_name(operation: Operation, some: Sequence[type[WaberyError]]) -> str:
+    name = ".".join([str(some[0].status), *(refusal.code for refusal in some)])
+    return f"{name}.limited" if _tells_limit(operation, some) else name
 
 
-def _refusal(some: Sequence[type[WaberyError]]) -> Json:
+def _tells_limit(operation: Operation, some: Sequence[type[WaberyError]]) -> bool:
+    """Whether a refusal may carry the headers of a limit: every 429, and whatever comes after the limit was counted."""
+    return some[0].status == 429 or _MORE.get(operation.handler, More()).limited
+
+
+def _refusal(operation: Operation, some: Sequence[type[WaberyError]]) -> Json:
     codes = [refusal.code for refusal in some]
-    names = ["Wabery-Version", "Wabery-Request-Id"]
+    names = [*_ALWAYS, *(_LIMIT if _tells_limit(operation, some) else ())]
     if some[0].status in (429, 503) or errors.IdempotencyInProgress in some:
         names.append("Retry-After")
     return {
