@@ -36,6 +36,8 @@ class More(NamedTuple):
     """Whether the answer carries the headers of a limit."""
     tagged: bool = False
     """Whether it has an ETag."""
+    headers: Sequence[str] = ()
+    """Of its answer, beyond those that every call of its kind has."""
     parameters: Sequence[Json] = ()
     body: Json | None = None
     """A body that is not decoded into one type of ours."""
@@ -135,7 +137,7 @@ _MORE: Mapping[object, More] = {
             "additionalProperties": False,
         }
     ),
-    intents.stream: More(limited=True, media="text/event-stream"),
+    intents.stream: More(limited=True, media="text/event-stream", headers=("X-Accel-Buffering",)),
     intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
@@ -223,6 +225,7 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
     "RateLimit": ({"type": "string"}, 'What is left of it: `"name";r=requests;t=seconds until it is whole`.'),
     "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds until the next request is welcome."),
     "ETag": ({"type": "string"}, "Changes with the body; send it as `If-None-Match`."),
+    "X-Accel-Buffering": ({"type": "string", "enum": ["no"]}, "Asks a proxy to pass on every part at once."),
     "Idempotency-Replayed": (
         {"type": "string", "enum": ["true"]},
         "This answer was given before, to a request with the same `Idempotency-Key`.",
@@ -398,7 +401,7 @@ def _body(operation: Operation, types: Schemas) -> Json | None:
 
 def _answers(operation: Operation, types: Schemas) -> Json:
     more = _MORE.get(operation.handler, More())
-    names = [*_ALWAYS, *(_LIMIT if more.limited else ())]
+    names = [*_ALWAYS, *(_LIMIT if more.limited else ()), *more.headers]
     if more.tagged:
         names.append("ETag")
     if is_write(operation):

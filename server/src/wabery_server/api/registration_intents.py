@@ -36,6 +36,7 @@ MAX_DEPTH = 5
 MAX_WAIT = 25
 _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
+_STREAM_HEADERS = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"))
 
 _encode = msgspec.json.Encoder().encode
 
@@ -145,18 +146,23 @@ async def stream(call: Call) -> Answer:
     view = _view(call, intent_id)
     if not call.caller.trusted:
         call.limit(call.service.polls.take((call.caller.project.id, intent_id)))
+    first = await _found(call, intent_id)
     if not call.service.watch.room(intent_id):
         raise errors.RateLimited("Too many requests wait for this registration intent.", retry_after=2)
-    first = await _found(call, intent_id)
-    return Answer(b"", 200, ((b"content-type", b"text/event-stream"),), stream=_changes(call, first, view))
+    changes = _changes(call, first, view)
+    await anext(changes)  # its place is taken before anybody else looks for one
+    return Answer(b"", 200, _STREAM_HEADERS, stream=changes)
 
 
 async def _changes(call: Call, intent: Intent, view: View) -> Stream:
+    """The parts of a stream, after an empty one: from then on it counts among those who wait."""
     service = call.service
     grace = service.settings.expiry_grace
     loop = asyncio.get_running_loop()
     end, said = loop.time() + _STREAM_SECONDS, b""
-    with service.watch.on(intent.id) as waiter:
+    # Without a database the stream ends, and its reader comes again.
+    with contextlib.suppress(errors.Unavailable), service.watch.on(intent.id) as waiter:
+        yield b""
         while True:
             body = _encode(await _shown_to(call, intent, view, frozenset()))
             if body != said:
