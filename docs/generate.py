@@ -179,7 +179,8 @@ def _events() -> Iterator[str]:
     yield f"Anything but a 2xx within 15 seconds is tried again, {webhooks.ATTEMPTS} attempts in all, the next ones"
     yield f"{', '.join(map(_duration, DELAYS))} after the one before,"
     yield "or up to a fifth later. `Retry-After` of a 429 or 503 makes it later still. A 410 stops the endpoint until"
-    yield "`webhook_url` is set again. What is due for a stopped endpoint is held, not lost; no call sends it again yet."
+    yield "`webhook_url` is set again. What is due for a stopped endpoint is held, and sent when that has happened, the oldest"
+    yield "first."
     about = explanations(EventType)
     for event in EventType:
         yield ""
