@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from world import BEN, INTENTS, App, Tenant, tenant
 
@@ -315,6 +316,28 @@ async def test_a_refusal_is_the_schema_s_and_its_code_is_listed(app: App, acme: 
     assert refused.status == 400
     assert list(problems(refused.body, answer_schema("POST", INTENTS, 400))) == []
     assert refused.body["error"] == "invalid_customer_reference"
+
+
+async def test_every_error_code_is_explained_by_the_server_as_in_the_documents(app: App) -> None:
+    for code in {refusal.code for refusal in errors.catalogue()}:
+        reply = await app.call("GET", f"/errors/{code}")
+
+        assert (reply.status, reply.headers["Content-Type"]) == (200, "text/markdown; charset=utf-8")
+        title, _, rest = reply.raw.decode().partition("\n\n")
+        page = (ROOT / f"docs/reference/errors/{code}.md").read_text()
+        assert title == f"# `{code}`"
+        assert page.startswith(title)
+        assert page.endswith(f"\n\n{rest}")
+    assert (await app.call("GET", "/errors/no_such_code")).body["error"] == "not_found"
+
+
+async def test_doc_url_leads_to_the_page(app: App, acme: Tenant) -> None:
+    refused = await app.call("GET", f"{INTENTS}/reg_unknown", acme.secret_key)
+
+    path = urlsplit(refused.body["doc_url"]).path
+    page = await app.call("GET", path)
+    assert page.raw.startswith(b"# `not_found`")
+    assert b"From every call for one object" in page.raw
 
 
 async def test_every_recorded_event_has_the_payload_of_the_contract(app: App, clock: MovableClock) -> None:

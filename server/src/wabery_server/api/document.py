@@ -9,7 +9,7 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args, get_origin
 
 from wabery_server import errors, webhooks
@@ -101,11 +101,45 @@ def may_call(operation: Operation) -> str:
     return f"a publishable key{needs}" + (f", or {scope}" if operation.scope else "")
 
 
+def who_answers(refusal: type[WaberyError]) -> str:
+    """Which calls may answer a refusal, in a few words."""
+    from wabery_server.api.routes import OPERATIONS
+
+    if refusal is errors.ForeignHost:
+        return "every path of `wabery dev`"
+    if refusal in OUTSIDE:
+        return "what this build does not serve"
+    left = [operation for operation in OPERATIONS if refusal in refusals(operation)]
+    said = []
+    for name, belongs in _GROUPS.items():
+        group = [operation for operation in OPERATIONS if belongs(operation)]
+        if all(operation in left for operation in group):
+            said.append(name)
+            left = [operation for operation in left if operation not in group]
+    return ", ".join([*said, *(f"`{operation.method} {operation.path}`" for operation in left)])
+
+
 def is_write(operation: Operation) -> bool:
     """Whether it changes something for a caller with a key, so that it takes an Idempotency-Key."""
     reads = operation.method == "GET" or _MORE.get(operation.handler, More()).reads
     return not reads and not operation.open
 
+
+def _takes_client_secret(operation: Operation) -> bool:
+    return operation.publishable and "{id}" in operation.path
+
+
+_GROUPS: Mapping[str, Callable[[Operation], bool]] = {
+    "every call": lambda _operation: True,
+    "every call with a key": lambda operation: not operation.open,
+    "every write": is_write,
+    "every call with a body": lambda operation: operation.takes is not None,
+    "every call for one object": lambda operation: "{" in operation.path,
+    "every list": lambda operation: "cursor" in operation.query,
+    "every call that takes a publishable key": lambda operation: operation.publishable,
+    "every call that takes a client secret": _takes_client_secret,
+}
+"""Widest first."""
 
 _MORE: Mapping[object, More] = {
     intents.create: More(
@@ -383,10 +417,6 @@ def _parameters(operation: Operation) -> Iterator[Json]:
 
 def _header(name: str, what: str, schema: Json | None = None) -> Json:
     return {"name": name, "in": "header", "description": what, "schema": schema or {"type": "string"}}
-
-
-def _takes_client_secret(operation: Operation) -> bool:
-    return operation.publishable and "{id}" in operation.path
 
 
 def _body(operation: Operation, types: Schemas) -> Json | None:
