@@ -12,15 +12,16 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args, get_origin
 
+import msgspec
+
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
-from wabery_server.api import api_keys, channels, error_pages, examples, health, inbound, projects
+from wabery_server.api import api_keys, channels, error_pages, events, examples, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
 from wabery_server.api.docstrings import explanations
 from wabery_server.api.event_types import PAYLOADS
-from wabery_server.api.intent_types import Create
 from wabery_server.api.schemas import REFERENCE, Json, Schemas, members
 from wabery_server.errors import WaberyError
 from wabery_server.intents import Status
@@ -196,6 +197,7 @@ _MORE: Mapping[object, More] = {
     inbound.handshake: More(
         refusals=(errors.InvalidVerifyToken, errors.Unavailable),
         media="text/plain",
+        headers=("X-Content-Type-Options",),
         parameters=[
             {"name": name, "in": "query", "required": True, "schema": {"type": "string"}, "description": what}
             for name, what in (
@@ -260,6 +262,10 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
     "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds until the next request is welcome."),
     "ETag": ({"type": "string"}, "Changes with the body; send it as `If-None-Match`."),
     "X-Accel-Buffering": ({"type": "string", "enum": ["no"]}, "Asks a proxy to pass on every part at once."),
+    "X-Content-Type-Options": (
+        {"type": "string", "enum": ["nosniff"]},
+        "The challenge is text, whatever it looks like.",
+    ),
     "Idempotency-Replayed": (
         {"type": "string", "enum": ["true"]},
         "This answer was given before, to a request with the same `Idempotency-Key`.",
@@ -424,8 +430,8 @@ def _body(operation: Operation, types: Schemas) -> Json | None:
     if operation.takes is None and more.body is None:
         return None
     media: Json = {"schema": more.body or types.schema(operation.takes)}
-    if operation.takes is Create:
-        media["example"] = examples.MINT
+    if operation.takes in examples.REQUESTS:
+        media["example"] = examples.REQUESTS[operation.takes]
     return {"required": not more.may_be_empty, "content": {"application/json": media}}
 
 
@@ -470,7 +476,36 @@ _ACTIONS: Json = {
 
 _EXAMPLES: Mapping[object, Mapping[str, object]] = {
     intents.create: {"minted": examples.MINTED},
+    intents.create_many: {"minted_and_refused": examples.CREATED_MANY},
     intents.get: {"secret_key": examples.READ, "publishable_key": examples.POLLED},
+    intents.listed: {"one_page": examples.page(examples.READ)},
+    intents.stream: {"stream": examples.STREAMED},
+    intents.extend: {"extended": examples.EXTENDED},
+    intents.opened: {"opened": examples.OPENED},
+    intents.cancel: {"canceled": examples.CANCELED},
+    projects.listed: {"one_page": examples.page(examples.LISTED_PROJECT)},
+    projects.create: {"founded": examples.FOUNDED},
+    projects.get: {"may_write": examples.PROJECT},
+    projects.update: {"changed": examples.PROJECT},
+    projects.rotate_webhook_secret: {"rotated": examples.PROJECT},
+    api_keys.listed: {"one_page": examples.page(examples.PUBLISHABLE_KEY, examples.SECRET_KEY)},
+    api_keys.create: {"made": examples.MADE_KEY},
+    api_keys.get: {"secret": examples.SECRET_KEY, "publishable": examples.PUBLISHABLE_KEY},
+    api_keys.update: {"changed": examples.PUBLISHABLE_KEY},
+    api_keys.rotate: {"rotated": examples.ROTATED_KEY},
+    api_keys.revoke: {"revoked": examples.REVOKED_KEY},
+    channels.listed: {"one_page": examples.page(examples.LISTED_CHANNEL)},
+    channels.create: {"connected": examples.CHANNEL},
+    channels.get: {"channel": examples.CHANNEL},
+    channels.update: {"changed": examples.CHANNEL},
+    channels.check: {"checked": msgspec.to_builtins(examples.CHANNEL_CHECK)},
+    channels.delete: {"deleted": examples.CHANNEL},
+    events.listed: {"one_page": examples.page(examples.EVENT)},
+    events.get: {"event": examples.EVENT},
+    inbound.receive: {"joined": {"received": {"joined": 1}}},
+    inbound.handshake: {"challenge": "1158201444"},
+    health.live: {"runs": {"status": "ok"}},
+    health.ready: {"ready": {"status": "ok"}},
 }
 
 
