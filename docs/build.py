@@ -38,12 +38,14 @@ def llms() -> Iterator[str]:
     yield ""
     yield f"> {settings['site_description']}. Self-hosted, open source."
     yield ""
-    yield from _listed([*settings["nav"], {"Decisions": decisions()}])
+    yield from _listed(
+        [*settings["nav"], {"Errors": _pages("reference/errors"), "Decisions": _pages("decisions")}]
+    )
 
 
-def decisions() -> list[str]:
-    """Built and listed, but not in the navigation: they are for who changes Wabery."""
-    return sorted(page.relative_to(DOCS).as_posix() for page in DOCS.glob("decisions/*.md"))
+def _pages(folder: str) -> list[str]:
+    """Built and listed, but not in the navigation: one comes to an error by its code; decisions are for who changes Wabery."""
+    return sorted(page.relative_to(DOCS).as_posix() for page in (DOCS / folder).glob("*.md"))
 
 
 def _listed(entry: object) -> Iterator[str]:

@@ -10,14 +10,15 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields
 from datetime import timedelta
+from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
-from wabery_server.api import document, examples
-from wabery_server.api.app import VERSION, Operation
+from wabery_server.api import document, error_pages, examples
+from wabery_server.api.app import VERSION
 from wabery_server.api.docstrings import explanations
 from wabery_server.api.routes import OPERATIONS
 from wabery_server.intents import Attempt, Phase, RejectionReason, Status, Trust
@@ -105,54 +106,25 @@ def _errors() -> Iterator[str]:
     yield from _json(examples.error(errors.MissingApiKey))
     yield ""
     yield "`param` names the field, parameter or header at fault, where there is one. The `hint` says what to do. The"
-    yield "`request_id` is in the server's log."
-    catalogue = errors.catalogue()
-    for code in dict.fromkeys(refusal.code for refusal in catalogue):
-        same = [refusal for refusal in catalogue if refusal.code == code]
-        yield ""
-        yield f"## `{code}`"
-        for refusal in same:
-            yield ""
-            yield f"**{refusal.status}** · {_oneline(getdoc(refusal))}"
-            yield ""
-            yield f"> {refusal.message}"
-            if refusal.hint is not None:
-                yield ""
-                yield f"What to do: {refusal.hint}"
-            yield ""
-            yield f"From {_who_answers(refusal)}."
+    yield "`request_id` is in the server's log, and `doc_url` leads to a page about the code on your own server: the one that is"
+    yield "linked here."
+    yield ""
+    yield from _table(
+        ("Code", "Status", "What happened"),
+        (
+            (f"[`{one.code}`](errors/{one.code}.md)", str(one.status), _oneline(getdoc(one)))
+            for one in errors.catalogue()
+        ),
+    )
 
 
-def _who_answers(refusal: type[errors.WaberyError]) -> str:
-    if refusal in document.OUTSIDE:
-        return (
-            "every path of `wabery dev`"
-            if refusal is errors.ForeignHost
-            else "what this build does not serve"
-        )
-    left = [operation for operation in OPERATIONS if refusal in document.refusals(operation)]
-    said = []
-    for name, belongs in _GROUPS.items():
-        group = [operation for operation in OPERATIONS if belongs(operation)]
-        if all(operation in left for operation in group):
-            said.append(name)
-            left = [operation for operation in left if operation not in group]
-    return ", ".join([*said, *(f"`{operation.method} {operation.path}`" for operation in left)])
-
-
-_GROUPS: dict[str, Callable[[Operation], bool]] = {
-    "every call": lambda _operation: True,
-    "every call with a key": lambda operation: not operation.open,
-    "every write": document.is_write,
-    "every call with a body": lambda operation: operation.takes is not None,
-    "every call for one object": lambda operation: "{" in operation.path,
-    "every list": lambda operation: "cursor" in operation.query,
-    "every call that takes a publishable key": lambda operation: operation.publishable,
-    "every call that takes a client secret": lambda operation: (
-        operation.publishable and "{" in operation.path
-    ),
-}
-"""Widest first."""
+def _error(code: str) -> Iterator[str]:
+    title, _, rest = error_pages.page(code).partition("\n\n")
+    yield title
+    yield ""
+    yield _MADE.format(source="errors.py")
+    yield ""
+    yield rest
 
 
 def _events() -> Iterator[str]:
@@ -179,7 +151,8 @@ def _events() -> Iterator[str]:
     yield f"Anything but a 2xx within 15 seconds is tried again, {webhooks.ATTEMPTS} attempts in all, the next ones"
     yield f"{', '.join(map(_duration, DELAYS))} after the one before,"
     yield "or up to a fifth later. `Retry-After` of a 429 or 503 makes it later still. A 410 stops the endpoint until"
-    yield "`webhook_url` is set again. What is due for a stopped endpoint is held, not lost; no call sends it again yet."
+    yield "`webhook_url` is set again. What is due for a stopped endpoint is held, and sent when that has happened, the oldest"
+    yield "first."
     about = explanations(EventType)
     for event in EventType:
         yield ""
@@ -276,6 +249,7 @@ def _oneline(text: str | None) -> str:
 _PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "api.md": _api,
     "errors.md": _errors,
+    **{f"errors/{code}.md": partial(_error, code) for code in error_pages.codes()},
     "events.md": _events,
     "settings.md": _settings,
 }
@@ -292,7 +266,7 @@ def main() -> int:
         for name in stale:
             print(f"docs/reference/{name} is stale: run `make docs`.", file=sys.stderr)
         return 1 if stale else 0
-    REFERENCE.mkdir(exist_ok=True)
+    (REFERENCE / "errors").mkdir(parents=True, exist_ok=True)
     for name, text in pages().items():
         (REFERENCE / name).write_text(text)
     return 0

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from world import BEN, INTENTS, App, Tenant, tenant
 
@@ -37,7 +38,8 @@ def problems(
     """Where a value breaks the part of JSON Schema that the contract uses. `closed`: unknown fields break it too."""
     schema = resolved(schema)
     if "anyOf" in schema:
-        tried = [list(problems(value, one, where, closed=closed)) for one in schema["anyOf"]]
+        whole = closed and "properties" not in schema
+        tried = [list(problems(value, one, where, closed=whole)) for one in schema["anyOf"]]
         if all(tried):
             yield from min(tried, key=len)
     for one in schema.get("allOf", ()):
@@ -177,7 +179,9 @@ def test_writes_take_an_idempotency_key_and_pages_a_cursor() -> None:
 def test_every_answer_names_its_headers() -> None:
     for _, _, operation in described():
         for response in map(resolved, operation["responses"].values()):
-            assert {"Wabery-Version", "Wabery-Request-Id"} <= set(response["headers"])
+            always = {"Wabery-Version", "Wabery-Request-Id", "Cache-Control"}
+            assert always <= set(response["headers"])
+            assert all(resolved(response["headers"][name])["required"] for name in always)
     for name in ("RateLimit", "RateLimit-Policy", "Retry-After", "ETag", "Idempotency-Replayed"):
         assert any(name in found.get("headers", {}) for found in everything())
 
@@ -188,13 +192,22 @@ def test_every_answer_names_its_headers() -> None:
 def test_examples_hold_what_their_schemas_ask_and_nothing_else() -> None:
     checked = 0
     for media in everything():
-        if "schema" not in media or not ("example" in media or "examples" in media):
+        if not isinstance(media.get("schema"), dict) or not ("example" in media or "examples" in media):
             continue
         shown = list(map(resolved, media.get("examples", {}).values()))
         for value in [example["value"] for example in shown] or [media["example"]]:
             checked += 1
             assert list(problems(value, media["schema"], closed="allOf" not in media["schema"])) == []
-    assert checked > len(errors.catalogue()) + len(EventType)
+    assert checked > len(errors.catalogue()) + len(EventType) + len(OPERATIONS)
+
+
+def test_every_call_shows_what_it_takes_and_gives() -> None:
+    silent = {"document.openapi", "error_pages.show"}
+    for _, _, operation in described():
+        (given,) = operation["responses"]["200"]["content"].values()
+        assert ("examples" in given) is (operation["operationId"] not in silent), operation["operationId"]
+        for taken in operation.get("requestBody", {}).get("content", {}).values():
+            assert "example" in taken or operation["operationId"] == "inbound.receive"
 
 
 def test_the_example_delivery_is_signed_with_the_example_secret() -> None:
@@ -313,6 +326,28 @@ async def test_a_refusal_is_the_schema_s_and_its_code_is_listed(app: App, acme: 
     assert refused.status == 400
     assert list(problems(refused.body, answer_schema("POST", INTENTS, 400))) == []
     assert refused.body["error"] == "invalid_customer_reference"
+
+
+async def test_every_error_code_is_explained_by_the_server_as_in_the_documents(app: App) -> None:
+    for code in {refusal.code for refusal in errors.catalogue()}:
+        reply = await app.call("GET", f"/errors/{code}")
+
+        assert (reply.status, reply.headers["Content-Type"]) == (200, "text/markdown; charset=utf-8")
+        title, _, rest = reply.raw.decode().partition("\n\n")
+        page = (ROOT / f"docs/reference/errors/{code}.md").read_text()
+        assert title == f"# `{code}`"
+        assert page.startswith(title)
+        assert page.endswith(f"\n\n{rest}")
+    assert (await app.call("GET", "/errors/no_such_code")).body["error"] == "not_found"
+
+
+async def test_doc_url_leads_to_the_page(app: App, acme: Tenant) -> None:
+    refused = await app.call("GET", f"{INTENTS}/reg_unknown", acme.secret_key)
+
+    path = urlsplit(refused.body["doc_url"]).path
+    page = await app.call("GET", path)
+    assert page.raw.startswith(b"# `not_found`")
+    assert b"From every call for one object" in page.raw
 
 
 async def test_every_recorded_event_has_the_payload_of_the_contract(app: App, clock: MovableClock) -> None:

@@ -1,6 +1,7 @@
 """Time: what a reader sees of it, what a message that comes late finds, and how one waits for it to pass."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import datetime, timedelta
@@ -11,7 +12,8 @@ import msgspec
 import pytest
 from world import ANA, BEN, INTENTS, App, Reply, Tenant, serving
 
-from wabery_server.api import service
+from wabery_server import errors
+from wabery_server.api import registration_intents, service
 from wabery_server.clock import MovableClock
 from wabery_server.db import Database, Source
 from wabery_server.db.signals import Signals
@@ -487,6 +489,59 @@ async def test_a_stream_of_what_is_final_ends_at_once(app: App, acme: Tenant) ->
         states = [state["status"] async for state in told]
 
     assert states == ["JOINED"]
+
+
+async def test_a_stream_in_which_nothing_happens_says_that_it_is_there_and_ends_after_a_while(
+    app: App, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(registration_intents, "_BEAT_SECONDS", 0.01)
+    monkeypatch.setattr(registration_intents, "_STREAM_SECONDS", 0.05)
+    intent = await app.mint(acme.secret_key)
+
+    async with asyncio.timeout(PATIENCE):
+        reply = await app.call("GET", f"{INTENTS}/{intent['id']}/events", acme.secret_key)
+
+    told, *beats, rest = reply.raw.split(b"\n\n")
+    assert told.startswith(b"event: registration_intent\ndata: {")
+    assert set(beats) == {b": still here"}
+    assert rest == b""
+    assert reply.headers["X-Accel-Buffering"] == "no"
+    assert app.service.watch._waiting == {}
+
+
+@pytest.mark.usefixtures("only_hints")
+async def test_ten_may_follow_one_intent_though_they_come_at_once(app: App, acme: Tenant) -> None:
+    intent = await app.mint(acme.secret_key)
+    url = f"{app.base_url}{INTENTS}/{intent['id']}/events"
+    headers = {"Authorization": f"Bearer {acme.secret_key}"}
+    async with app.web.head(url, headers=headers) as looked:
+        await watched(app, intent, 0)
+
+    answers = await asyncio.gather(*(app.web.get(url, headers=headers) for _ in range(30)))
+    await app.say(acme, intent["token"])
+    ends = [await answer.read() for answer in answers if answer.status == 200]
+
+    assert looked.status == 200
+    assert Counter(answer.status for answer in answers) == {200: service.MAX_WAITERS_PER_INTENT, 429: 20}
+    assert all(b'"status":"JOINED"' in end for end in ends)
+
+
+async def test_a_stream_ends_where_the_database_is_gone(
+    app: App, acme: Tenant, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    intent = await app.mint(acme.secret_key)
+
+    async def gone(_project_id: str, _intent_id: str) -> None:
+        raise errors.Unavailable
+
+    async with following(app, acme, intent) as told:
+        first = await anext(told)
+        monkeypatch.setattr(app.service, "find", gone)
+        app.service.changed([intent["id"]])
+        rest = [state async for state in told]
+
+    assert (first["status"], rest) == ("PENDING", [])
+    assert app.service.watch._waiting == {}
 
 
 @pytest.mark.usefixtures("only_hints")

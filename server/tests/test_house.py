@@ -172,7 +172,9 @@ def test_the_reference_is_what_the_code_says() -> None:
 def test_every_error_event_setting_and_route_is_documented_and_nothing_else() -> None:
     calls = re.findall(r"^\| `(\w+) (/\S*)` \|", (REFERENCE / "api.md").read_text(), re.MULTILINE)
 
-    assert headings("errors.md") == list(dict.fromkeys(refusal.code for refusal in errors.catalogue()))
+    codes = {refusal.code for refusal in errors.catalogue()}
+    assert {page.stem for page in (REFERENCE / "errors").iterdir()} == codes
+    assert set(re.findall(r"\(errors/(\w+)\.md\)", (REFERENCE / "errors.md").read_text())) == codes
     assert headings("events.md") == [*EventType]
     assert headings("settings.md") == [f"WABERY_{field.name.upper()}" for field in fields(Settings)]
     assert calls == [(one.method, one.path) for one in OPERATIONS]

@@ -251,6 +251,21 @@ async def test_a_mint_that_came_too_often_may_come_again(app: App, acme: Tenant)
     assert ran(later)
 
 
+async def test_a_repeated_mint_counts_once_for_its_reference(app: App, acme: Tenant) -> None:
+    app.service.per_reference = Limit("customer_reference", 2, 3600)
+
+    repeated = [await mint(app, acme.secret_key, "first") for _ in range(5)]
+    second, third = [await mint(app, acme.secret_key, name) for name in ("second", "third")]
+    again = await mint(app, acme.secret_key, "first")
+    other_body = await post(app, INTENTS, acme.secret_key, ONE | {"metadata": {}}, "first")
+
+    assert [ran(reply) for reply in repeated] == [True, False, False, False, False]
+    assert ran(second)
+    assert refused(third) == (429, "rate_limited")
+    assert (ran(again), again.raw) == (False, repeated[0].raw)
+    assert refused(other_body) == (409, "idempotency_key_reused")
+
+
 @pytest.mark.parametrize(("kind", "status"), [("secret_key", 422), ("publishable_key", 429)])
 async def test_a_mint_that_found_no_room_runs_anew_when_there_is_some(
     app: App, acme: Tenant, kind: str, status: int

@@ -129,6 +129,21 @@ def test_what_remains_can_be_taken(which: tuple[int, int], used: int) -> None:
     assert not limit.take("a").allowed
 
 
+@given(quotas, pauses)
+def test_what_is_given_back_was_never_taken(which: tuple[int, int], story: list[float]) -> None:
+    clock = Seconds()
+    quiet, busy = Limit("some", *which, now=clock), Limit("some", *which, now=clock)
+
+    for pause in story:
+        clock.now += pause
+        assert busy.take("a").allowed is quiet.take("a").allowed
+        if busy.take("a").allowed:
+            busy.give_back("a")
+        busy.give_back("b")
+
+    assert busy.take("a").remaining == pytest.approx(quiet.take("a").remaining)
+
+
 def test_after_a_quiet_window_everything_is_there_again() -> None:
     clock = Seconds()
     limit = Limit("some", 5, 60, now=clock)

@@ -510,6 +510,31 @@ async def test_a_disabled_endpoint_is_announced_once_to_the_others(database: Dat
     assert await claim(database, acme.queue) == []
 
 
+# Coming back
+
+
+async def test_a_held_delivery_is_resumed_where_its_endpoint_is_back(
+    database: Database, acme: Tenant, globex: Tenant
+) -> None:
+    both = [acme.queue, globex.queue]
+    for one in (acme, globex):
+        await record(database, one, event(one), event(one))
+    hold = "update deliveries set state = 'held', due_at = null where project_id = any($1)"
+    await database.run(lambda tx: tx.run(hold, [one.project_id for one in both]))
+    disable = "update webhook_endpoints set disabled_at = now(), disabled_reason = 'gone' where id = $1"
+    await database.run(lambda tx: tx.run(disable, globex.queue.endpoint_id))
+    now = datetime.now(UTC)
+
+    found = await database.run(lambda tx: outbox.queues_to_resume(tx, 10))
+    resumed = [await database.run(lambda tx: outbox.resume(tx, acme.queue, now, 1)) for _ in range(3)]
+
+    assert found == [acme.queue]
+    assert resumed == [1, 1, 0]
+    assert await database.run(lambda tx: outbox.queues_to_resume(tx, 10)) == []
+    assert len(await claim(database, acme.queue)) == 2
+    assert await claim(database, globex.queue) == []
+
+
 # Plans
 
 
@@ -560,6 +585,8 @@ async def test_hot_statements_keep_to_their_indexes(
 
     look = await database.run(lambda tx: plan(tx, outbox.sql.any_due_queues, now, 1000))
     claiming = await database.run(lambda tx: plan(tx, outbox.sql.claim, *one.queue, now, now + LEASE, 256))
+    finding = await database.run(lambda tx: plan(tx, outbox.sql.any_queues_to_resume, 10))
+    resuming = await database.run(lambda tx: plan(tx, outbox.sql.resume, *one.queue, now, 500))
     settling = await database.run(
         lambda tx: plan(
             tx,
@@ -581,6 +608,8 @@ async def test_hot_statements_keep_to_their_indexes(
     assert "Seq Scan on deliveries" not in claiming
     assert "deliveries_pkey" in settling
     assert "deliveries_due" in look
+    assert "deliveries_held" in finding
+    assert "deliveries_held" in resuming
 
 
 async def test_a_claim_that_was_planned_in_an_empty_database_stays_fast(

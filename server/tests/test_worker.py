@@ -196,6 +196,15 @@ class Place:
                 with contextlib.suppress(asyncio.CancelledError):
                     await running
 
+    async def set_url(self, of: Tenant, url: str | None) -> None:
+        """As a PATCH of the project does."""
+        changes = ProjectChanges(webhook_url=url)
+        await self.database.run(
+            lambda tx: accounts.update_project(
+                tx, of.project.id, changes, keyring=self.keyring, actor="cli:test", at=NOON
+            )
+        )
+
     async def rows(self, sql: str, *values: object) -> list[dict[str, Any]]:
         return [dict(row) for row in await self.database.run(lambda tx: tx.rows(sql, *values))]
 
@@ -411,6 +420,51 @@ async def test_what_waits_for_a_url_that_was_taken_away_is_held(
 
     assert (await place.delivery(acme.queue))["attempts"] == 0
     assert receiver.got == []
+
+
+async def test_what_was_held_is_sent_when_the_url_is_set_again_the_oldest_first(
+    place: Place, receiver: Receiver, acme: Tenant
+) -> None:
+    receiver.says(410)
+    async with place.working(delivery_per_endpoint=1):
+        tried = await place.happen(acme, 10)
+        await place.becomes("select count(*) = 11 from deliveries where state = 'held'")
+        place.clock.move(timedelta(seconds=1))
+        late = await place.happen(acme, 10)
+        await place.becomes("select count(*) = 21 from deliveries where state = 'held'")
+        asked = len(receiver.got)
+        receiver.says(200)
+
+        await place.set_url(acme, receiver.url)
+        got = await receiver.has(asked + 21)
+
+    (disabled,) = await place.rows("select id from events where type = 'webhook_endpoint.disabled'")
+    order = [request.event_id for request in got[asked:]]
+    assert set(order[:11]) == {event.id for event in tried} | {disabled["id"]}
+    assert set(order[11:]) == {event.id for event in late}
+    states = await place.rows("select state, count(*) from deliveries group by 1")
+    assert states == [{"state": "delivered", "count": 21}]
+
+
+async def test_what_is_held_for_one_that_is_not_back_stays_held(
+    place: Place, receiver: Receiver, acme: Tenant
+) -> None:
+    await place.happen(acme, 3)
+    await place.set_url(acme, None)
+    back = await place.tenant("Back", receiver.url)
+    async with place.working():
+        await place.becomes("select count(*) = 3 from deliveries where state = 'held'")
+        (gone, kept) = await place.happen(back, 2)
+        await receiver.has(2)
+        await place.becomes("select count(*) = 2 from deliveries where state = 'delivered'")
+        await place.rows("update deliveries set state = 'held', ended_at = null where state = 'delivered'")
+        await place.rows("delete from events where id = $1", gone.id)
+
+        got = await receiver.has(3)
+
+    held = await place.rows("select project_id, count(*) from deliveries where state = 'held' group by 1")
+    assert got[2].event_id == kept.id
+    assert {row["project_id"]: row["count"] for row in held} == {acme.project.id: 3, back.project.id: 1}
 
 
 async def test_what_was_due_goes_to_the_new_url(place: Place, receiver: Receiver) -> None:

@@ -65,6 +65,7 @@ class SmallServer:
         self.events: dict[str, dict[str, Any]] = {}
         self.replays: dict[str, tuple[int, Any]] = {}
         self.changed = threading.Condition()
+        self.closing = False
         self._numbers = iter(range(1, 10**6))
         self._http = _Http(("127.0.0.1", 0), _Handler)
         self._http.small = self
@@ -77,6 +78,7 @@ class SmallServer:
 
     def close(self) -> None:
         with self.changed:
+            self.closing = True
             self.changed.notify_all()
         self._http.shutdown()
         self._thread.join()
@@ -340,7 +342,9 @@ class SmallServer:
         ends = before[0] != "PENDING" and before[1] != "grace"
         with self.changed:
             if not ends:
-                self.changed.wait_for(lambda: (intent["status"], intent["phase"]) != before, seconds)
+                self.changed.wait_for(
+                    lambda: self.closing or (intent["status"], intent["phase"]) != before, seconds
+                )
 
 
 class _Http(ThreadingHTTPServer):

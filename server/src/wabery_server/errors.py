@@ -160,6 +160,7 @@ class InsufficientScope(WaberyError):
 
     code, status = "insufficient_scope", 403
     message = "This API key lacks the scope this call needs."
+    hint = "Use a key that has it; the scopes of a key are fixed, so make another one."
 
 
 class SecretKeyInBrowser(WaberyError):
@@ -183,6 +184,7 @@ class OriginRequired(WaberyError):
 
     code, status = "origin_required", 403
     message = "This publishable key may only be used from a browser on one of its allowed origins."
+    hint = "Call from one of those pages, or with a secret key from your server."
 
 
 class WrongClientSecret(WaberyError):
@@ -216,6 +218,7 @@ class NotFound(WaberyError):
 
     code, status = "not_found", 404
     message = "There is no such object."
+    hint = "Compare the id, and whether the key belongs to the same project."
 
 
 class UnknownPath(WaberyError):
@@ -223,6 +226,7 @@ class UnknownPath(WaberyError):
 
     code, status = "unknown_path", 404
     message = "This server does not serve this path."
+    hint = "GET /v1/openapi.json has what it serves; a newer path needs a newer server."
 
 
 class MethodNotAllowed(WaberyError):
@@ -264,6 +268,7 @@ class NotPending(WaberyError):
 
     code, status = "not_pending", 409
     message = "This registration intent is no longer pending."
+    hint = "Mint a new intent."
 
 
 class KeyRevoked(WaberyError):

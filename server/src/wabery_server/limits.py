@@ -82,6 +82,11 @@ class Limit:
         self._full_at[key] = now + used
         return Allowance(self, used)
 
+    def give_back(self, key: Hashable) -> None:
+        """Uncounts a request that has been counted, because it turned out to be none."""
+        if key in self._full_at:
+            self._full_at[key] -= self._step
+
     def peek(self, key: Hashable, cost: int = 1) -> bool:
         """Whether `take` would count; counts nothing."""
         now = self._now()

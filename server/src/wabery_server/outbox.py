@@ -8,6 +8,8 @@ neither exists without the other. The delivery row is the queue item:
                   |            the lease ran out         |        | again later     +--------> held: cannot be sent now
                   +--------------------------------------+--------+
 
+    held -- resume, once its endpoint has a URL again and is not disabled --> pending, due since it was recorded
+
 Whoever claims a delivery may send it until the lease ends; one that is never settled comes back by itself. So each is
 sent at least once, always with the same bytes and the same event id.
 
@@ -54,7 +56,7 @@ class EventType(enum.StrEnum):
     SECURITY_TOKEN_REUSE = "security.token_reuse"
     """Somebody else sent a token that had already joined its person. Nothing changed, but the link was passed on."""
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
-    """Nothing is sent to this endpoint any more, and what is due for it is held; `reason` says why."""
+    """Nothing is sent to this endpoint until its URL is set again, and what is due for it is held; `reason` says why."""
 
 
 OPT_IN = frozenset(
@@ -87,7 +89,8 @@ class State(enum.StrEnum):
     FAILED = "failed"
     """The last attempt failed, or the endpoint asked not to get this one again."""
     HELD = "held"
-    """Its endpoint is disabled or has no URL. Nothing is lost and no attempt is used up: it can be replayed."""
+    """Its endpoint is disabled or has no URL. Nothing is lost and no attempt is used up: it is sent when the endpoint is
+    back."""
 
 
 class Queue(NamedTuple):
@@ -371,6 +374,16 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
     return kept
 
 
+async def queues_to_resume(tx: Tx, limit: int) -> list[Queue]:
+    """Endpoints that can be sent to again, and that something is held for."""
+    return [Queue(*row) for row in await tx.rows(sql.any_queues_to_resume, limit)]
+
+
+async def resume(tx: Tx, queue: Queue, now: datetime, limit: int) -> int:
+    """Makes what is held for an endpoint due, the oldest first; returns how many."""
+    return len(await tx.rows(sql.resume, queue.project_id, queue.endpoint_id, now, limit))
+
+
 def _storable(error: str | None) -> str | None:
     """The far side has a say in this text, and PostgreSQL takes neither U+0000 nor lone surrogates."""
     return error and error.encode(errors="replace").decode().replace("\0", "\N{REPLACEMENT CHARACTER}")
@@ -383,7 +396,7 @@ async def disable_endpoint(
 
     1. The endpoint is disabled; one that was disabled before keeps its reason, and nothing follows.
     2. `webhook_endpoint.disabled` is recorded.
-    3. What is pending for it becomes held when its time comes.
+    3. What is pending for it becomes held when its time comes, and is resumed when the endpoint has come back.
     """
     await accounts.disable_endpoint(tx, project_id, endpoint_id, reason, at)
     endpoints = {endpoint.id: endpoint for endpoint in await accounts.endpoints(tx, [project_id])}

@@ -54,6 +54,30 @@ from (values ($1::text, $2::text, $3::timestamptz, $4::text, $5::integer, $6::ti
 where d.project_id = w.project_id and d.id = w.id and d.due_at is not distinct from w.lease
 returning d.project_id, d.id;
 
+-- name: any_queues_to_resume
+-- For the worker, which serves every project. Endpoints are few, and each takes one look at what is held for it. What has
+-- lost its event stays held.
+select w.project_id, w.id
+from webhook_endpoints w
+where w.url is not null and w.disabled_at is null and exists (
+    select from deliveries d
+    join events e on e.project_id = d.project_id and e.id = d.event_id
+    where d.project_id = w.project_id and d.endpoint_id = w.id and d.state = 'held')
+limit $1;
+
+-- name: resume
+-- Due since they were written, so that the queue's own order sends the oldest first.
+update deliveries d set state = 'pending', due_at = least(d.created_at, $3)
+where d.project_id = $1 and d.id = any(array(
+    select h.id
+    from deliveries h
+    join events e on e.project_id = h.project_id and e.id = h.event_id
+    where h.project_id = $1 and h.endpoint_id = $2 and h.state = 'held'
+    order by h.id
+    limit $4
+    for update of h skip locked))
+returning d.id;
+
 -- name: insert_attempt, hot
 insert into delivery_attempts (project_id, delivery_id, number, outcome, status, error, response_body, address,
     elapsed_ms, attempted_at)

@@ -69,7 +69,7 @@ class Settings:
     idempotency_keep: timedelta = timedelta(hours=24)
     """How long an answer is kept for its Idempotency-Key."""
     sweep_every: timedelta = timedelta(seconds=5)
-    """How often ended intents and old idempotency answers are looked for."""
+    """How often ended intents, old idempotency answers and held deliveries whose endpoint is back are looked for."""
     delivery_concurrency: int = 256
     """Deliveries under way at once in one process."""
     delivery_per_endpoint: int = 10

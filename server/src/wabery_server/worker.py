@@ -40,6 +40,7 @@ OUR_FAULT_PAUSE = timedelta(seconds=30)
 FINISH_SECONDS = 20.0
 """For the attempts under way when the worker is stopped: an attempt's limit and a margin."""
 SWEPT_AT_ONCE = 500
+RESUMED_AT_ONCE = 500
 _LOOK_PAUSE_SECONDS = 0.01
 _LOOK_SHARE = 4
 """After a look comes a pause four times as long: with a large backlog it is not cheap."""
@@ -73,7 +74,8 @@ class Worker:
             lease=lease,
         )
         sweep = Sweep(database, signals, clock=clock, settings=settings)
-        self._loops: list[Loop] = [deliver, sweep, Survey(database)]
+        resume = Resume(database, signals, every=settings.sweep_every)
+        self._loops: list[Loop] = [deliver, resume, sweep, Survey(database)]
 
     async def run(self) -> None:
         """Until cancelled. Then nothing more is claimed, what is under way is finished within 20 seconds, and what was
@@ -437,6 +439,30 @@ def judge(delivery: Claimed, result: Result, at: datetime, chance: float) -> Set
     due_at = webhooks.next_due(delivery.number, at + result.elapsed, chance, result.retry_after)
     state = State.FAILED if due_at is None else State.PENDING
     return Settled(claimed=delivery, state=state, due_at=due_at, attempt=attempt)
+
+
+class Resume(Loop):
+    """Makes due what was held for an endpoint that has come back: the URL was set again."""
+
+    def __init__(self, database: Database, signals: Signals, *, every: timedelta) -> None:
+        super().__init__()
+        self._database = database
+        self._signals = signals
+        self._every = every
+
+    async def turn(self) -> None:
+        queues = await self._database.run(lambda tx: outbox.queues_to_resume(tx, QUEUES_AT_ONCE))
+        for queue in queues:
+            while not self.stopping and await self._resume(queue) == RESUMED_AT_ONCE:
+                pass
+        await self.rest(self._every.total_seconds())
+
+    async def _resume(self, queue: Queue) -> int:
+        resumed = await self._database.run(lambda tx: outbox.resume(tx, queue, _wall(), RESUMED_AT_ONCE))
+        if resumed:
+            line("deliveries_resumed", project=queue.project_id, endpoint=queue.endpoint_id, count=resumed)
+            self._signals.tell("due")
+        return resumed
 
 
 class Sweep(Loop):

@@ -9,18 +9,19 @@ import functools
 import inspect
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args, get_origin
+
+import msgspec
 
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
-from wabery_server.api import api_keys, channels, error_pages, examples, health, inbound, projects
+from wabery_server.api import api_keys, channels, error_pages, events, examples, health, inbound, projects
 from wabery_server.api import registration_intents as intents
 from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
 from wabery_server.api.docstrings import explanations
 from wabery_server.api.event_types import PAYLOADS
-from wabery_server.api.intent_types import Create
 from wabery_server.api.schemas import REFERENCE, Json, Schemas, members
 from wabery_server.errors import WaberyError
 from wabery_server.intents import Status
@@ -36,6 +37,8 @@ class More(NamedTuple):
     """Whether the answer carries the headers of a limit."""
     tagged: bool = False
     """Whether it has an ETag."""
+    headers: Sequence[str] = ()
+    """Of its answer, beyond those that every call of its kind has."""
     parameters: Sequence[Json] = ()
     body: Json | None = None
     """A body that is not decoded into one type of ours."""
@@ -99,11 +102,45 @@ def may_call(operation: Operation) -> str:
     return f"a publishable key{needs}" + (f", or {scope}" if operation.scope else "")
 
 
+def who_answers(refusal: type[WaberyError]) -> str:
+    """Which calls may answer a refusal, in a few words."""
+    from wabery_server.api.routes import OPERATIONS
+
+    if refusal is errors.ForeignHost:
+        return "every path of `wabery dev`"
+    if refusal in OUTSIDE:
+        return "what this build does not serve"
+    left = [operation for operation in OPERATIONS if refusal in refusals(operation)]
+    said = []
+    for name, belongs in _GROUPS.items():
+        group = [operation for operation in OPERATIONS if belongs(operation)]
+        if all(operation in left for operation in group):
+            said.append(name)
+            left = [operation for operation in left if operation not in group]
+    return ", ".join([*said, *(f"`{operation.method} {operation.path}`" for operation in left)])
+
+
 def is_write(operation: Operation) -> bool:
     """Whether it changes something for a caller with a key, so that it takes an Idempotency-Key."""
     reads = operation.method == "GET" or _MORE.get(operation.handler, More()).reads
     return not reads and not operation.open
 
+
+def _takes_client_secret(operation: Operation) -> bool:
+    return operation.publishable and "{id}" in operation.path
+
+
+_GROUPS: Mapping[str, Callable[[Operation], bool]] = {
+    "every call": lambda _operation: True,
+    "every call with a key": lambda operation: not operation.open,
+    "every write": is_write,
+    "every call with a body": lambda operation: operation.takes is not None,
+    "every call for one object": lambda operation: "{" in operation.path,
+    "every list": lambda operation: "cursor" in operation.query,
+    "every call that takes a publishable key": lambda operation: operation.publishable,
+    "every call that takes a client secret": _takes_client_secret,
+}
+"""Widest first."""
 
 _MORE: Mapping[object, More] = {
     intents.create: More(
@@ -135,7 +172,7 @@ _MORE: Mapping[object, More] = {
             "additionalProperties": False,
         }
     ),
-    intents.stream: More(limited=True, media="text/event-stream"),
+    intents.stream: More(limited=True, media="text/event-stream", headers=("X-Accel-Buffering",)),
     intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
@@ -160,6 +197,7 @@ _MORE: Mapping[object, More] = {
     inbound.handshake: More(
         refusals=(errors.InvalidVerifyToken, errors.Unavailable),
         media="text/plain",
+        headers=("X-Content-Type-Options",),
         parameters=[
             {"name": name, "in": "query", "required": True, "schema": {"type": "string"}, "description": what}
             for name, what in (
@@ -176,6 +214,9 @@ _PATH: Mapping[str, tuple[Json, str]] = {
     "code": ({"$ref": REFERENCE.format(name="ErrorCode")}, "`error` of a refusal."),
 }
 
+_TEXT: Json = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[^\u0000\uFFFD]+$"}
+"""What `Call.text` takes. U+FFFD is what bytes that are no UTF-8 have become."""
+
 _QUERY: Mapping[str, tuple[Json, str]] = {
     "limit": (
         {"type": "integer", "minimum": 1, "maximum": MAX_PAGE, "default": DEFAULT_PAGE},
@@ -191,20 +232,17 @@ _QUERY: Mapping[str, tuple[Json, str]] = {
         "`qr`: the link as a QR code, for whoever may see the link.",
     ),
     "status": ({"type": "string", "enum": [*Status]}, "Only those that stand so."),
-    "customer_reference": (
-        {"type": "string", "minLength": 1, "maxLength": 255},
-        "Only those of this customer.",
-    ),
-    "contact_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this contact."),
-    "channel_id": ({"type": "string", "minLength": 1, "maxLength": 255}, "Only those of this channel."),
-    "registration_intent_id": (
-        {"type": "string", "minLength": 1, "maxLength": 255},
-        "Only those of this registration intent.",
-    ),
+    "customer_reference": (_TEXT, "Only those of this customer."),
+    "contact_id": (_TEXT, "Only those of this contact."),
+    "channel_id": (_TEXT, "Only those of this channel."),
+    "registration_intent_id": (_TEXT, "Only those of this registration intent."),
     "type": ({"type": "string", "enum": [*EventType]}, "Only those of this type."),
     "created_after": ({"type": "string", "format": "date-time"}, "Created then or later."),
     "created_before": ({"type": "string", "format": "date-time"}, "Created before."),
 }
+
+_ALWAYS = ("Wabery-Version", "Wabery-Request-Id", "Cache-Control")
+_LIMIT = ("RateLimit-Policy", "RateLimit")
 
 _HEADERS: Mapping[str, tuple[Json, str]] = {
     "Wabery-Version": (
@@ -215,6 +253,7 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
         {"type": "string"},
         "The request's id, also in the body of an error and in the log.",
     ),
+    "Cache-Control": ({"type": "string", "enum": ["no-store"]}, "Answers are for whoever asked."),
     "RateLimit-Policy": (
         {"type": "string"},
         'A limit of this call: `"name";q=quota;w=seconds` (IETF draft-ietf-httpapi-ratelimit-headers-11).',
@@ -222,6 +261,11 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
     "RateLimit": ({"type": "string"}, 'What is left of it: `"name";r=requests;t=seconds until it is whole`.'),
     "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds until the next request is welcome."),
     "ETag": ({"type": "string"}, "Changes with the body; send it as `If-None-Match`."),
+    "X-Accel-Buffering": ({"type": "string", "enum": ["no"]}, "Asks a proxy to pass on every part at once."),
+    "X-Content-Type-Options": (
+        {"type": "string", "enum": ["nosniff"]},
+        "The challenge is text, whatever it looks like.",
+    ),
     "Idempotency-Replayed": (
         {"type": "string", "enum": ["true"]},
         "This answer was given before, to a request with the same `Idempotency-Key`.",
@@ -244,7 +288,9 @@ Mint a single-use WhatsApp registration link for one of your users, and learn wh
 - Every error has a stable `error` code, a `message` for people and a `request_id`; most have a `hint`.
 - A path or method that this build does not serve answers `unknown_path` (404) or `method_not_allowed` (405) without
   the header `Wabery-Version`. `wabery dev` answers `foreign_host` (403) to pages and hosts outside this machine.
-- Lists are newest first, a page at a time."""
+- Lists are newest first, a page at a time.
+- Calls that take a publishable key answer browsers of any origin with the headers of CORS, and their preflight `OPTIONS`;
+  the key's own origins are judged on the request itself."""
 
 
 def _document(operations: Sequence[Operation]) -> Json:
@@ -281,12 +327,13 @@ def _document(operations: Sequence[Operation]) -> Json:
         "components": {
             "schemas": {**types.components, "ErrorCode": _error_code(), "Error": _ERROR},
             "responses": {
-                _refusal_name(some): _refusal(some)
+                _refusal_name(operation, some): _refusal(operation, some)
                 for operation in operations
                 for some in _by_status(operation)
             },
             "headers": {
-                name: {"description": what, "schema": schema} for name, (schema, what) in _HEADERS.items()
+                name: {"description": what, "required": name in _ALWAYS, "schema": schema}
+                for name, (schema, what) in _HEADERS.items()
             },
             "examples": {
                 _example_name(refusal): {"value": examples.error(refusal)}
@@ -326,11 +373,9 @@ def _tag(module: str) -> str:
 
 def _operation(operation: Operation, types: Schemas) -> Json:
     handler = operation.handler
-    tag = _tag(handler.__module__)
-    name = "list" if handler.__name__ == "listed" else handler.__name__
     made: Json = {
-        "operationId": f"{tag.replace(' ', '_')}.{name}",
-        "tags": [tag],
+        "operationId": _operation_id(operation),
+        "tags": [_tag(handler.__module__)],
         "summary": operation.summary,
         "description": f"{inspect.getdoc(handler)}\n\nFor {may_call(operation)}.",
         "security": _security(operation),
@@ -339,6 +384,12 @@ def _operation(operation: Operation, types: Schemas) -> Json:
     }
     body = _body(operation, types)
     return made if body is None else {**made, "requestBody": body}
+
+
+def _operation_id(operation: Operation) -> str:
+    handler = operation.handler
+    name = "list" if handler.__name__ == "listed" else handler.__name__
+    return f"{_tag(handler.__module__).replace(' ', '_')}.{name}"
 
 
 def _security(operation: Operation) -> list[Json]:
@@ -374,29 +425,19 @@ def _header(name: str, what: str, schema: Json | None = None) -> Json:
     return {"name": name, "in": "header", "description": what, "schema": schema or {"type": "string"}}
 
 
-def _is_idempotent(operation: Operation) -> bool:
-    return operation.method != "GET" and not operation.open
-
-
-def _takes_client_secret(operation: Operation) -> bool:
-    return operation.publishable and "{id}" in operation.path
-
-
 def _body(operation: Operation, types: Schemas) -> Json | None:
     more = _MORE.get(operation.handler, More())
     if operation.takes is None and more.body is None:
         return None
     media: Json = {"schema": more.body or types.schema(operation.takes)}
-    if operation.takes is Create:
-        media["example"] = examples.MINT
+    if operation.takes in examples.REQUESTS:
+        media["example"] = examples.REQUESTS[operation.takes]
     return {"required": not more.may_be_empty, "content": {"application/json": media}}
 
 
 def _answers(operation: Operation, types: Schemas) -> Json:
     more = _MORE.get(operation.handler, More())
-    names = ["Wabery-Version", "Wabery-Request-Id"]
-    if more.limited:
-        names += ["RateLimit-Policy", "RateLimit"]
+    names = [*_ALWAYS, *(_LIMIT if more.limited else ()), *more.headers]
     if more.tagged:
         names.append("ETag")
     if is_write(operation):
@@ -411,6 +452,9 @@ def _answers(operation: Operation, types: Schemas) -> Json:
     answers: Json = {"200": done}
     if operation.handler is intents.create:
         done["links"] = _ACTIONS
+    if "cursor" in operation.query:
+        next_page = {"query.cursor": "$response.body#/next_cursor"}
+        done["links"] = {"next": {"operationId": _operation_id(operation), "parameters": next_page}}
     if more.tagged:
         unchanged = {"description": "What you have is what there is.", "headers": _headers(names)}
         answers["304"] = unchanged
@@ -432,7 +476,36 @@ _ACTIONS: Json = {
 
 _EXAMPLES: Mapping[object, Mapping[str, object]] = {
     intents.create: {"minted": examples.MINTED},
+    intents.create_many: {"minted_and_refused": examples.CREATED_MANY},
     intents.get: {"secret_key": examples.READ, "publishable_key": examples.POLLED},
+    intents.listed: {"one_page": examples.page(examples.READ)},
+    intents.stream: {"stream": examples.STREAMED},
+    intents.extend: {"extended": examples.EXTENDED},
+    intents.opened: {"opened": examples.OPENED},
+    intents.cancel: {"canceled": examples.CANCELED},
+    projects.listed: {"one_page": examples.page(examples.LISTED_PROJECT)},
+    projects.create: {"founded": examples.FOUNDED},
+    projects.get: {"may_write": examples.PROJECT},
+    projects.update: {"changed": examples.PROJECT},
+    projects.rotate_webhook_secret: {"rotated": examples.PROJECT},
+    api_keys.listed: {"one_page": examples.page(examples.PUBLISHABLE_KEY, examples.SECRET_KEY)},
+    api_keys.create: {"made": examples.MADE_KEY},
+    api_keys.get: {"secret": examples.SECRET_KEY, "publishable": examples.PUBLISHABLE_KEY},
+    api_keys.update: {"changed": examples.PUBLISHABLE_KEY},
+    api_keys.rotate: {"rotated": examples.ROTATED_KEY},
+    api_keys.revoke: {"revoked": examples.REVOKED_KEY},
+    channels.listed: {"one_page": examples.page(examples.LISTED_CHANNEL)},
+    channels.create: {"connected": examples.CHANNEL},
+    channels.get: {"channel": examples.CHANNEL},
+    channels.update: {"changed": examples.CHANNEL},
+    channels.check: {"checked": msgspec.to_builtins(examples.CHANNEL_CHECK)},
+    channels.delete: {"deleted": examples.CHANNEL},
+    events.listed: {"one_page": examples.page(examples.EVENT)},
+    events.get: {"event": examples.EVENT},
+    inbound.receive: {"joined": {"received": {"joined": 1}}},
+    inbound.handshake: {"challenge": "1158201444"},
+    health.live: {"runs": {"status": "ok"}},
+    health.ready: {"ready": {"status": "ok"}},
 }
 
 
@@ -464,7 +537,7 @@ def _answer_schema(operation: Operation, types: Schemas) -> Json:
 
 def _refused(operation: Operation) -> Json:
     return {
-        str(some[0].status): {"$ref": f"#/components/responses/{_refusal_name(some)}"}
+        str(some[0].status): {"$ref": f"#/components/responses/{_refusal_name(operation, some)}"}
         for some in _by_status(operation)
     }
 
@@ -476,13 +549,19 @@ def _by_status(operation: Operation) -> list[list[type[WaberyError]]]:
     return [some for _, some in sorted(found.items())]
 
 
-def _refusal_name(some: Sequence[type[WaberyError]]) -> str:
-    return ".".join([str(some[0].status), *(refusal.code for refusal in some)])
+def _refusal_name(operation: Operation, some: Sequence[type[WaberyError]]) -> str:
+    name = ".".join([str(some[0].status), *(refusal.code for refusal in some)])
+    return f"{name}.limited" if _tells_limit(operation, some) else name
 
 
-def _refusal(some: Sequence[type[WaberyError]]) -> Json:
+def _tells_limit(operation: Operation, some: Sequence[type[WaberyError]]) -> bool:
+    """Whether a refusal may carry the headers of a limit: every 429, and whatever comes after the limit was counted."""
+    return some[0].status == 429 or _MORE.get(operation.handler, More()).limited
+
+
+def _refusal(operation: Operation, some: Sequence[type[WaberyError]]) -> Json:
     codes = [refusal.code for refusal in some]
-    names = ["Wabery-Version", "Wabery-Request-Id"]
+    names = [*_ALWAYS, *(_LIMIT if _tells_limit(operation, some) else ())]
     if some[0].status in (429, 503) or errors.IdempotencyInProgress in some:
         names.append("Retry-After")
     return {

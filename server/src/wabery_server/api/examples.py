@@ -4,6 +4,20 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 from wabery_server import errors, webhooks
+from wabery_server.accounts import (
+    ChannelChanges,
+    ChannelDraft,
+    KeyChanges,
+    KeyDraft,
+    KeyRotation,
+    Project,
+    ProjectChanges,
+    ProjectDraft,
+    PublicChannel,
+    PublicKey,
+    PublicProject,
+)
+from wabery_server.api.channels import ChannelCheck
 from wabery_server.api.event_types import (
     MessageReceived,
     ParticipantJoined,
@@ -15,16 +29,24 @@ from wabery_server.api.event_types import (
     SecurityTokenReuse,
     WebhookEndpointDisabled,
 )
+from wabery_server.api.events import EventObject
 from wabery_server.api.intent_types import (
     BrowserRegistrationIntent,
+    Create,
+    CreateMany,
+    Extend,
+    ItemError,
     MaskedIdentity,
     MintedRegistrationIntent,
+    Opened,
     RegistrationIntent,
     WhatsAppIdentity,
 )
+from wabery_server.api.projects import FoundedProject
 from wabery_server.contacts import EndReason
 from wabery_server.intents import Attempt, RejectionReason, Status, Trust
 from wabery_server.outbox import EventType
+from wabery_server.whatsapp.provider import CheckName, Finding
 
 _ORGANIZATION = "org_01kv9e1b00eayb9fkzdep2v872"
 _PROJECT = "proj_01kv9e1b00fzrvkz3jw01rkz05"
@@ -37,6 +59,9 @@ _MESSAGE = "msg_01kw0kn2gweewr0xey39kp9dt9"
 _EVENT = "evt_01kw0kn2gwew5bf44h6akpvdnb"
 _REQUEST = "req_01kw0kkt00ff5t6dp0yg4acng1"
 _TOKEN = "wjr_pxyvbpvak9rz524srt52v59tgf"
+_KEY = "key_01kv9e1b00f0tq7k5p9c2nw3xe"
+_PUBLISHABLE_KEY = "key_01kv9e1b00ew8m3r1d6hz4ya7v"
+_FOUNDED_AT = "2026-06-17T00:00:00.000Z"
 _MINTED_AT = "2026-06-26T00:00:00.000Z"
 _JOINED_AT = "2026-06-26T00:00:41.500Z"
 _EXPIRES_AT = "2026-06-27T00:00:00.000Z"
@@ -128,6 +153,144 @@ POLLED: BrowserRegistrationIntent = {
 """A publishable key polls."""
 
 
+CREATE_MANY: Mapping[str, object] = {
+    "items": [MINT, {"customer_reference": "user_124", "channel_id": "channel_01kw12xbacerzjbbhzqv3n7d0k"}]
+}
+
+_REFUSED: ItemError = {
+    "object": "error",
+    "error": errors.InvalidRequest.code,
+    "message": "This project has no such channel.",
+    "param": "channel_id",
+}
+
+CREATED_MANY: Mapping[str, object] = {"object": "list", "data": [MINTED, _REFUSED]}
+
+OPENED: BrowserRegistrationIntent = {
+    **POLLED,
+    "status": Status.PENDING,
+    "joined_at": None,
+}
+
+EXTENDED: RegistrationIntent = {**_PENDING, "expires_at": "2026-06-28T00:00:00.000Z"}
+
+CANCELED: RegistrationIntent = {
+    **_PENDING,
+    "status": Status.REJECTED,
+    "rejection_reason": RejectionReason.CANCELED_BY_APP,
+    "rejection_message": RejectionReason.CANCELED_BY_APP.message,
+}
+
+STREAMED = "event: registration_intent\ndata: {…}\n\n: still here\n\n"
+
+_POLICY = Project(
+    id=_PROJECT,
+    organization_id=_ORGANIZATION,
+    name="Shop",
+    livemode=False,
+    created_at=datetime(2026, 6, 17, tzinfo=UTC),
+)
+
+LISTED_PROJECT: PublicProject = _POLICY.public()
+
+PROJECT: PublicProject = {
+    **LISTED_PROJECT,
+    "webhook_url": "https://app.example.com/webhooks",
+    "webhook_disabled_reason": None,
+    "webhook_secret": SECRET,
+}
+"""To a secret key with `projects:write`."""
+
+SECRET_KEY: PublicKey = {
+    "object": "api_key",
+    "id": _KEY,
+    "kind": "secret",
+    "name": "server",
+    "key": None,
+    "last4": "2GvP",
+    "scopes": ["registrations:create", "registrations:read"],
+    "allowed_origins": [],
+    "created_at": _FOUNDED_AT,
+    "expires_at": None,
+    "revoked_at": None,
+    "previous_ends_at": None,
+    "last_used_at": _MINTED_AT,
+    "warning": None,
+}
+
+MADE_KEY: PublicKey = {
+    **SECRET_KEY,
+    "key": "wab_test_0123456789ABCDEFGHIJKLMNOPQRST2s2GvP",
+    "last_used_at": None,
+}
+"""As only the answer that makes it shows it; a key of the documentation, which opens nothing."""
+
+ROTATED_KEY: PublicKey = {**MADE_KEY, "previous_ends_at": _EXPIRES_AT}
+
+REVOKED_KEY: PublicKey = {**SECRET_KEY, "revoked_at": _JOINED_AT}
+
+PUBLISHABLE_KEY: PublicKey = {
+    **SECRET_KEY,
+    "id": _PUBLISHABLE_KEY,
+    "kind": "publishable",
+    "name": "page",
+    "key": "wab_pub_0123456789ABCDEFGHIJKLMNOPQRST3qrAPx",
+    "last4": "rAPx",
+    "scopes": [],
+    "allowed_origins": ["https://app.example.com"],
+}
+
+FOUNDED: FoundedProject = {**PROJECT, "webhook_url": None, "api_key": MADE_KEY}
+
+LISTED_CHANNEL: PublicChannel = {
+    "object": "channel",
+    "id": _CHANNEL,
+    "provider": "meta",
+    "name": "Support",
+    "phone_number_id": "106540352242922",
+    "display_phone_number": "15550100123",
+    "waba_id": "102290129340398",
+    "portfolio_id": None,
+    "sandbox": False,
+    "created_at": _FOUNDED_AT,
+}
+
+CHANNEL: PublicChannel = {**LISTED_CHANNEL, "verify_token": "an-example-for-the-handshake"}
+
+CHANNEL_CHECK: ChannelCheck = {
+    "object": "channel_check",
+    "channel_id": _CHANNEL,
+    "ok": True,
+    "checks": [Finding(CheckName.NUMBER, "ok", "Meta has the number, and it is connected.", None)],
+}
+
+REQUESTS: Mapping[object, object] = {
+    Create: MINT,
+    Opened: {"via": "qr"},
+    Extend: {"expires_in": 86_400},
+    ProjectDraft: {"name": "Shop"},
+    ProjectChanges: {"webhook_url": "https://app.example.com/webhooks"},
+    KeyDraft: {"name": "server", "scopes": ["registrations:create", "registrations:read"]},
+    KeyChanges: {"name": "page", "allowed_origins": ["https://app.example.com"]},
+    KeyRotation: {"overlap": 3600},
+    ChannelDraft: {
+        "name": "Support",
+        "phone_number_id": "106540352242922",
+        "display_phone_number": "+1 555-010-0123",
+        "waba_id": "102290129340398",
+        "app_secret": "0123456789abcdef0123456789abcdef",
+    },
+    ChannelChanges: {"name": "Help"},
+    CreateMany: CREATE_MANY,
+}
+"""By the class of the body."""
+
+
+def page(*shown: object) -> Mapping[str, object]:
+    """A list that has one page."""
+    return {"object": "list", "data": [*shown], "has_more": False, "next_cursor": None}
+
+
 def error(refusal: type[errors.WaberyError]) -> dict[str, str]:
     """The body of a refusal as the class itself words it."""
     body = {"error": refusal.code, "message": refusal.message}
@@ -167,6 +330,15 @@ _JOINED: ParticipantJoined = {
     "message_id": _MESSAGE,
     "joined_at": _JOINED_AT,
     "already_linked": False,
+}
+EVENT: EventObject = {
+    "object": "event",
+    "id": _EVENT,
+    "type": EventType.PARTICIPANT_JOINED,
+    "created_at": _JOINED_AT,
+    "sent_at": _JOINED_AT,
+    "livemode": False,
+    "payload": {**_JOINED},
 }
 _UNLINKED: ParticipantUnlinked = {
     "event_id": _EVENT,

@@ -13,7 +13,7 @@ import msgspec
 import segno
 from msgspec import UNSET
 
-from wabery_server import contacts, errors, ids, intents
+from wabery_server import contacts, errors, idempotency, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
 from wabery_server.api.app import CLIENT_SECRET, etag, plain_address
 from wabery_server.api.call import Answer, Call, Stream, decode
@@ -36,6 +36,7 @@ MAX_DEPTH = 5
 MAX_WAIT = 25
 _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
+_STREAM_HEADERS = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"))
 
 _encode = msgspec.json.Encoder().encode
 _without_controls = re.compile(WITHOUT_CONTROLS).search
@@ -52,12 +53,31 @@ async def create(call: Call) -> Answer:
     if trust is Trust.UNVERIFIED:
         call.limit(service.per_publishable_key.take(caller.key.id))
         call.limit(service.per_ip.take(_network(call.ip)))
-    call.limit(service.per_reference.take((caller.project.id, wanted.customer_reference, trust)))
+    reference = (caller.project.id, wanted.customer_reference, trust)
+    allowance = service.per_reference.take(reference)
+    if key is not None and not allowance.allowed and (kept := await _kept(call, key)) is not None:
+        return call.replayed(kept)
+    call.limit(allowance)
     now = service.clock.now()
     mint = await _prepared(call, wanted, metadata, trust, ids.new("reg", now), now)
     mint.key = key
     minted = await service.minting.submit(mint)
-    return call.replayed(minted.answer) if minted.replayed else Answer(minted.answer.body)
+    if minted.replayed:
+        service.per_reference.give_back(reference)
+        return call.replayed(minted.answer)
+    return Answer(minted.answer.body)
+
+
+async def _kept(call: Call, key: idempotency.Key) -> Stored | None:
+    """What a key was answered before. Raises errors.IdempotencyKeyReused."""
+    service = call.service
+    found = await service.database.run(
+        lambda tx: idempotency.find(tx, [key], keyring=service.keyring, at=service.clock.now())
+    )
+    kept = found.get(key.identity)
+    if isinstance(kept, errors.WaberyError):
+        raise kept
+    return kept
 
 
 async def create_many(call: Call, tx: Tx) -> Answer:
@@ -128,18 +148,23 @@ async def stream(call: Call) -> Answer:
     view = _view(call, intent_id)
     if not call.caller.trusted:
         call.limit(call.service.polls.take((call.caller.project.id, intent_id)))
+    first = await _found(call, intent_id)
     if not call.service.watch.room(intent_id):
         raise errors.RateLimited("Too many requests wait for this registration intent.", retry_after=2)
-    first = await _found(call, intent_id)
-    return Answer(b"", 200, ((b"content-type", b"text/event-stream"),), stream=_changes(call, first, view))
+    changes = _changes(call, first, view)
+    await anext(changes)  # its place is taken before anybody else looks for one
+    return Answer(b"", 200, _STREAM_HEADERS, stream=changes)
 
 
 async def _changes(call: Call, intent: Intent, view: View) -> Stream:
+    """The parts of a stream, after an empty one: from then on it counts among those who wait."""
     service = call.service
     grace = service.settings.expiry_grace
     loop = asyncio.get_running_loop()
     end, said = loop.time() + _STREAM_SECONDS, b""
-    with service.watch.on(intent.id) as waiter:
+    # Without a database the stream ends, and its reader comes again.
+    with contextlib.suppress(errors.Unavailable), service.watch.on(intent.id) as waiter:
+        yield b""
         while True:
             body = _encode(await _shown_to(call, intent, view, frozenset()))
             if body != said:

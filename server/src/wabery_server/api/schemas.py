@@ -50,6 +50,27 @@ _ROWS: Mapping[type, type] = {
 """Whose fields explain those of another class that has the same ones."""
 
 
+_CHOICES: Mapping[type, list[Json]] = {
+    KeyDraft: [
+        {
+            "description": "A secret key has scopes and no origins.",
+            "properties": {
+                "kind": {"enum": ["secret"]},
+                "scopes": {"minItems": 1},
+                "allowed_origins": {"maxItems": 0},
+            },
+            "required": ["scopes"],
+        },
+        {
+            "description": "A publishable key may have origins, and has no scopes.",
+            "properties": {"kind": {"enum": ["publishable"]}, "scopes": {"maxItems": 0}},
+            "required": ["kind"],
+        },
+    ],
+}
+"""What fields ask of one another."""
+
+
 class Schemas:
     """The schemas of these types, and of whatever they are made of."""
 
@@ -118,7 +139,8 @@ def _explained(kind: type, schema: Json) -> Json:
     properties = schema["properties"]
     assert isinstance(properties, dict)
     described = {name: _property(name, properties[name], below.get(name)) for name in get_type_hints(kind)}
-    return {**schema, "properties": described}
+    choices = {"anyOf": _CHOICES[kind]} if kind in _CHOICES else {}
+    return {**schema, "properties": described, **choices}
 
 
 def _property(name: str, schema: Json, about: str | None) -> Json:

@@ -265,6 +265,7 @@ create table deliveries (
 ) with (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_analyze_scale_factor = 0.01);
 create index deliveries_due on deliveries (project_id, endpoint_id, due_at) where due_at is not null;
 create index deliveries_due_anywhere on deliveries (due_at) where due_at is not null;
+create index deliveries_held on deliveries (project_id, endpoint_id, id) where state = 'held';
 
 create table delivery_attempts (
     project_id     text collate "C" not null,
