@@ -85,7 +85,7 @@ class Limit:
     def give_back(self, key: Hashable) -> None:
         """Uncounts a request that has been counted, because it turned out to be none."""
         if key in self._full_at:
-            self._full_at[key] -= self._step
+            self._full_at[key] -= self.step
 
     def peek(self, key: Hashable, cost: int = 1) -> bool:
         """Whether `take` would count; counts nothing."""
