@@ -180,6 +180,11 @@ def test_every_error_event_setting_and_route_is_documented_and_nothing_else() ->
     assert calls == [(one.method, one.path) for one in OPERATIONS]
 
 
+@pytest.mark.parametrize("refusal", errors.catalogue())
+def test_every_refusal_says_what_to_do(refusal: type[errors.WaberyError]) -> None:
+    assert refusal.hint
+
+
 @pytest.mark.parametrize("path", pages(), ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_lead_somewhere(path: Path) -> None:
     links = re.findall(r"\]\(([^)#\s]+)", path.read_text())

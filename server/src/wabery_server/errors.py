@@ -41,6 +41,7 @@ class InvalidRequest(WaberyError):
 
     code, status = "invalid_request", 400
     message = "The request is not valid."
+    hint = "Compare the request with openapi.json, which this server has at /v1/openapi.json."
 
 
 class InvalidCustomerReference(WaberyError):
@@ -56,6 +57,7 @@ class InvalidMetadata(WaberyError):
 
     code, status = "invalid_metadata", 400
     message = "metadata must be a JSON object nested at most 5 levels deep."
+    hint = 'Send an object such as {"plan": "starter"}, and keep what is deeper on your side.'
 
 
 class MetadataTooLarge(WaberyError):
@@ -71,6 +73,7 @@ class ExpiresInOutOfRange(WaberyError):
 
     code, status = "expires_in_out_of_range", 400
     message = "expires_in must be a whole number of seconds, 60 to 604800."
+    hint = "Send seconds, such as 3600 for an hour; leave it out for the project's own lifetime."
 
 
 class InvalidCursor(WaberyError):
@@ -86,6 +89,7 @@ class InvalidIdempotencyKey(WaberyError):
 
     code, status = "invalid_idempotency_key", 400
     message = "Idempotency-Key must be 1 to 255 printable ASCII characters."
+    hint = "A random UUID will do."
 
 
 class UnsupportedMediaType(WaberyError):
@@ -93,6 +97,7 @@ class UnsupportedMediaType(WaberyError):
 
     code, status = "unsupported_media_type", 415
     message = "Send the body as JSON with Content-Type: application/json."
+    hint = "Set the header; curl needs -H 'Content-Type: application/json'."
 
 
 class PayloadTooLarge(WaberyError):
@@ -100,6 +105,7 @@ class PayloadTooLarge(WaberyError):
 
     code, status = "payload_too_large", 413
     message = "The request body is too large."
+    hint = "Split it: fewer items in a bulk call, less metadata."
 
 
 class HeadersTooLarge(WaberyError):
@@ -107,6 +113,7 @@ class HeadersTooLarge(WaberyError):
 
     code, status = "headers_too_large", 431
     message = "The request's headers may take 32768 bytes."
+    hint = "Leave out cookies and other headers that are not meant for this server."
 
 
 # 401: who are you
@@ -208,6 +215,7 @@ class ForeignHost(WaberyError):
 
     code, status = "foreign_host", 403
     message = "`wabery dev` answers only requests to its loopback address from loopback pages."
+    hint = "Use http://127.0.0.1 or http://localhost with its port; run `wabery serve` for other machines."
 
 
 # 404, 405: not here
@@ -234,6 +242,7 @@ class MethodNotAllowed(WaberyError):
 
     code, status = "method_not_allowed", 405
     message = "This path does not take this method."
+    hint = "Use a method that openapi.json has for it."
 
 
 # 409: the state is against it
@@ -311,6 +320,7 @@ class UnsafeWebhookUrl(WaberyError):
 
     code, status = "unsafe_webhook_url", 422
     message = "This webhook URL is not allowed."
+    hint = "Name a public https URL; for a private one, the operator sets WABERY_DELIVERY_ALLOW_NETWORKS."
 
 
 class PrefilledTextTooLong(WaberyError):
@@ -321,6 +331,7 @@ class PrefilledTextTooLong(WaberyError):
         "The prefilled text needs one {token} with no letter or digit beside it, no URL, and at most 140 characters "
         "once filled in."
     )
+    hint = "Shorten it; `Connect my account: {token}` works."
 
 
 # 429, 5xx: not now
@@ -339,6 +350,7 @@ class TooManyPendingHere(WaberyError):
 
     code, status = "too_many_pending", 429
     message = "Five registration intents for this customer_reference are pending already."
+    hint = "Show the link that was minted first, or wait for one to expire."
 
 
 class InternalError(WaberyError):

@@ -41,7 +41,10 @@ async def create(call: Call, tx: Tx) -> Answer:
     caller.require(Scope.KEYS_WRITE)
     draft = call.decode(ProjectDraft)
     if draft.livemode and not caller.project.livemode:
-        raise errors.InsufficientScope("A key of a test project cannot create live projects.")
+        raise errors.InsufficientScope(
+            "A key of a test project cannot create live projects.",
+            hint="Use a live key, or `wabery admin projects create --live` on the server.",
+        )
     at = call.service.clock.now()
     organization_id, scopes = caller.project.organization_id, sorted(caller.key.scopes)
     new = call.once("project", lambda: accounts.new_project(organization_id, draft, keyring=keyring, at=at))
