@@ -134,14 +134,15 @@ _CLIENT_VARIABLES = frozenset(
         "CONFIG",
         "API_KEY",
         "PUBLISHABLE_KEY",
+        "WEBHOOK_SECRET",
+        "PROJECT_ID",
         "BASE_URL",
         "PG_BIN",
         "LOG",
         "PROFILE",
-        "API_KEY_FILE",
     )
 )
-"""Read elsewhere: by the SDKs and the CLI, or by the embedded launcher."""
+"""Read elsewhere: by the SDKs and the CLI, by the embedded launcher, or by the app, from `dev.env` and `wabery env`."""
 
 
 def _toml(path: Path) -> dict[str, Any]:
