@@ -125,7 +125,9 @@ def path(*segments: object) -> str:
     for segment in segments:
         if not isinstance(segment, str) or not re.fullmatch(r"[0-9A-Za-z_-]+", segment):
             got = "a text that cannot be one" if isinstance(segment, str) else type(segment).__name__
-            raise UsageError(f'Expected the id of an object, a str such as "reg_…"; got {got}.')
+            raise UsageError(
+                f'Expected the id of an object, a str such as "reg_…"; got {got}.', hint="Copy it whole."
+            )
     return "".join(f"/{segment}" for segment in segments)
 
 

@@ -279,7 +279,9 @@ def unwrap(
         or not isinstance(content.get("payload"), dict)
     ):
         raise _refusal(
-            "not_an_event", "The signature is right, but the body is not an event: {event, payload, sentAt}."
+            "not_an_event",
+            "The signature is right, but the body is not an event: {event, payload, sentAt}.",
+            "Somebody else who has this secret signed it; if nobody should, rotate it.",
         )
     name = content["event"]
     return (_EVENTS.get(name) or _FAMILIES.get(name.partition(".")[0], Event))(content)
@@ -317,10 +319,10 @@ def _verify_standard(
             raise _refusal("missing_header", f"The header {name} is missing.", _DROPPED)
     event_id, stamp = fields["webhook-id"][0], fields["webhook-timestamp"][0]
     if not re.fullmatch(r"[0-9]{1,12}", stamp, re.ASCII):
-        raise _refusal("malformed_header", "webhook-timestamp is not a number of seconds.")
+        raise _refusal("malformed_header", "webhook-timestamp is not a number of seconds.", _CHANGED)
     signatures = [found for line in fields["webhook-signature"] for found in _V1.findall(line)]
     if not signatures:
-        raise _refusal("malformed_header", "webhook-signature holds no v1 signature.")
+        raise _refusal("malformed_header", "webhook-signature holds no v1 signature.", _CHANGED)
 
     def expected(secret: str, signed: bytes) -> str:
         return _standard_signature(secret, event_id, stamp, signed)
@@ -345,12 +347,15 @@ def _verify_contract(body: bytes, fields: Mapping[str, list[str]], secrets: list
         )
     signatures = [found.lower() for value in values for found in _SHA256_HEX.findall(value)]
     if not signatures:
-        raise _refusal("malformed_header", "x-wabery-signature is not sha256= and 64 hexadecimal digits.")
+        raise _refusal(
+            "malformed_header", "x-wabery-signature is not sha256= and 64 hexadecimal digits.", _CHANGED
+        )
     if not _any_equal(body, secrets, signatures, _contract_signature):
         raise _signature_refusal(body, secrets, signatures, _contract_signature)
 
 
 _DROPPED = "A proxy or framework may have dropped it; pass the request's own headers."
+_CHANGED = "Something on the way changed it, or it is not Wabery's; pass the header exactly as it arrived."
 _Sign: TypeAlias = Callable[[str, bytes], str]
 
 
