@@ -176,7 +176,11 @@ class SmallServer:
                 ]
                 return 200, self._page(request, hidden)
             case "POST", ["projects"]:
-                return 200, self.add_project(request.body["name"], request.body.get("livemode", False))
+                project = self.add_project(request.body["name"], request.body.get("livemode", False))
+                return 200, {
+                    **project,
+                    "api_key": {"object": "api_key", "id": self.id("key"), "key": SECRET_KEY},
+                }
             case "GET", ["projects", project_id]:
                 self._only(kind, "secret")
                 return 200, self._one(self.projects, project_id)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -15,9 +16,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from small_server import PUBLISHABLE_KEY, SECRET_KEY, Scripted, SmallServer
+from small_server import PUBLISHABLE_KEY, SECRET_KEY, Scripted, SmallServer, running
 
 from wabery import cli
+from wabery.cli import _app
 from wabery.cli._exit import Exit
 from wabery.cli._tree import GROUPS, SINGLE
 from wabery.webhooks import sign_for_test
@@ -110,7 +112,7 @@ def test_json_is_the_servers_answer(run: Run, server: SmallServer) -> None:
 def test_every_option_of_create_reaches_the_server(run: Run, server: SmallServer) -> None:
     line = (
         "registration-intents create --customer-reference a --expires-in 2h --locale de --channel-id channel_1 "
-        "--reference-token e30 --expected-sender +15550100 --idempotency-key order-7"
+        '--metadata \'{"plan":"starter"}\' --idempotency-key order-7'
     )
 
     first, again = run(line), run(line)
@@ -122,8 +124,7 @@ def test_every_option_of_create_reaches_the_server(run: Run, server: SmallServer
         "expires_in": 7200,
         "locale": "de",
         "channel_id": "channel_1",
-        "reference_token": "e30",
-        "expected_sender": "+15550100",
+        "metadata": {"plan": "starter"},
     }
 
 
@@ -301,7 +302,7 @@ def test_projects(run: Run, server: SmallServer) -> None:
 
 def test_a_new_key_is_printed_once_with_a_warning(run: Run, server: SmallServer) -> None:
     made = run(
-        "keys create --name ci --scope registrations:create --scope registrations:read --expires-in-days 30"
+        "keys create --name ci --scope registrations:create --scope registrations:read --expires-in 30d"
     )
     (key_id,) = server.keys
     rotated = run(f"keys rotate {key_id}")
@@ -315,7 +316,7 @@ def test_a_new_key_is_printed_once_with_a_warning(run: Run, server: SmallServer)
 
 
 def test_ending_something_needs_a_yes(run: Run, server: SmallServer) -> None:
-    run("keys create --name ci")
+    run("keys create --name ci --scope full")
     (key_id,) = server.keys
 
     unasked = run(f"keys revoke {key_id}")
@@ -354,8 +355,116 @@ def test_events(run: Run, server: SmallServer) -> None:
 
     listed = run("events list --type participant.joined")
     event_id = listed.out.split("\t")[0]
+    run("events list --contact-id contact_1 --registration-intent-id reg_1 --created-after 2026-06-27")
+    asked = server.seen[-1].query
 
     assert run(f"events get {event_id} --json").json["payload"]["customer_reference"] == "a"
+    assert asked == {
+        "contact_id": "contact_1",
+        "registration_intent_id": "reg_1",
+        "created_after": "2026-06-27T00:00:00.000Z",
+        "limit": "20",
+    }
+
+
+def test_a_new_project_prints_its_first_key(run: Run, server: SmallServer) -> None:
+    made = run("projects create --name Shop --live")
+
+    assert server.seen[-1].body == {"name": "Shop", "livemode": True}
+    assert made.out == f"{SECRET_KEY}\n"
+    assert "only time" in made.err
+
+
+def test_every_setting_of_a_project_can_be_changed(run: Run, server: SmallServer) -> None:
+    line = (
+        f"projects update {server.project_id} --name Shop --prefilled-text '{{token}}' --prefilled-texts "
+        """'{"de":"Los: {token}"}' --publishable-expires-in 10m --secret-expires-in 2h --no-supersede """
+        "--unsigned-references refuse --on-identity-linked allow --on-reference-linked reject "
+        "--references-per-contact 3"
+    )
+
+    run(line)
+
+    assert server.seen[-1].body == {
+        "name": "Shop",
+        "prefilled_text": "{token}",
+        "prefilled_texts": {"de": "Los: {token}"},
+        "publishable_expires_in": 600,
+        "secret_expires_in": 7200,
+        "supersede": False,
+        "unsigned_references": "refuse",
+        "on_identity_linked": "allow",
+        "on_reference_linked": "reject",
+        "references_per_contact": 3,
+    }
+
+
+def test_a_webhook_secret_is_made_and_printed(run: Run, server: SmallServer) -> None:
+    made = run(f"projects rotate-webhook-secret {server.project_id}")
+
+    assert made.out == f"{server.projects[server.project_id]['webhook_secret']}\n"
+
+
+def test_keys_are_changed_and_rotated(run: Run, server: SmallServer) -> None:
+    run("keys create --name web --publishable --allowed-origin https://a.test")
+    (key_id,) = server.keys
+
+    run(f"keys update {key_id} --name page --allowed-origin https://b.test --expires-in 1d")
+    changed = server.seen[-1].body
+    run(f"keys update {key_id} --any-origin")
+    opened = server.seen[-1].body
+    shown = run(f"keys get {key_id}")
+    run(f"keys rotate {key_id}")
+    as_usual = server.seen[-1].body
+    run(f"keys rotate {key_id} --overlap 0")
+
+    assert (changed["name"], changed["allowed_origins"]) == ("page", ["https://b.test"])
+    assert datetime.fromisoformat(changed["expires_at"]) > datetime.now(UTC) + timedelta(hours=23)
+    assert opened == {"allowed_origins": []}
+    assert "page" in shown.out
+    assert (as_usual, server.seen[-1].body) == (None, {"overlap": 0})
+
+
+def test_channels_are_changed_and_checked(run: Run, server: SmallServer, tmp_path: Path) -> None:
+    for name in ("old", "new", "token", "verify"):
+        (tmp_path / name).write_text(f"{name}-value")
+    line = "channels create --name Shop --phone-number-id 1065 --display-phone-number 15550100 --waba-id 2020"
+    made = run(f"{line} --app-secret-file old --verify-token-file verify --json").json
+    created = server.seen[-1].body
+
+    run(
+        f"channels update {made['id']} --name Support --display-phone-number 15550199 --portfolio-id 7 "
+        "--app-secret-file old --app-secret-file new --access-token-file token --verify-token-file verify"
+    )
+    changed = server.seen[-1].body
+    finding = {"name": "number", "state": "failed", "found": "Meta refuses it.", "todo": "Verify the number."}
+    checks = {"object": "channel_check", "channel_id": made["id"], "ok": False, "checks": [finding]}
+    server.script(Scripted(200, checks, {"Wabery-Version": "1"}))
+    checked = run(f"channels check {made['id']}")
+
+    assert created["verify_token"] == "verify-value"
+    assert changed == {
+        "name": "Support",
+        "display_phone_number": "15550199",
+        "portfolio_id": "7",
+        "app_secrets": ["old-value", "new-value"],
+        "access_token": "token-value",
+        "verify_token": "verify-value",
+    }
+    assert (checked.code, checked.out) == (
+        1,
+        "failed   number: Meta refuses it.\n         Verify the number.\n",
+    )
+
+
+@pytest.mark.parametrize("group", ["registration-intents", "projects", "keys", "channels", "events"])
+def test_every_list_can_be_read_to_its_end(run: Run, server: SmallServer, group: str) -> None:
+    server.add_project("Another")
+
+    some, every = run(f"{group} list --limit 1 --json"), run(f"{group} list --all --jsonl")
+
+    assert (some.code, every.code) == (0, 0)
+    assert len(every.out.splitlines()) >= len(some.json)
 
 
 # Exit codes and errors
@@ -426,16 +535,45 @@ def test_with_json_a_refusal_is_json_too(run: Run) -> None:
         "projects list --base-url ftp://a/v1",
         "projects list --profile nobody",
         "projects list --api-key-file missing",
-        "keys create --name a --expires-in-days 0",
+        "registration-intents list --limit 1000000000000000000000",
+        "registration-intents list --limit 5 --all",
+        "registration-intents list --json --jsonl",
+        "registration-intents create --customer-reference a --timeout 5",
+        "registration-intents create --customer-reference a --qr --no-qr",
+        "registration-intents get reg_1 --timeout 5",
+        "projects create",
+        "projects update proj_1 --prefilled-texts de",
+        "projects update proj_1 --secret-expires-in soon",
+        "keys create --name a",
+        "keys create --name a --scope full --publishable",
+        "keys create --name a --scope full --expires-in 0",
+        "keys update key_1",
+        "keys update key_1 --any-origin --allowed-origin https://a.test",
+        "keys rotate key_1 --overlap never",
+        "channels update channel_1",
+        "channels update channel_1 --app-secret-file missing",
+        "events list --created-before tomorrow",
+        "help nonsense",
+        "help registration-intents nonsense",
         "verify --body missing",
     ],
 )
 def test_a_wrong_command_line(run: Run, server: SmallServer, line: str) -> None:
     wrong = run(line)
 
-    assert (wrong.code, wrong.out) == (2, "")
-    assert wrong.err.startswith("error: ")
-    assert server.seen == []
+    assert (wrong.code, wrong.out, server.seen) == (2, "", [])
+    cause, todo = _complaint(wrong.err, as_json="--json" in line)
+    assert cause
+    assert todo
+
+
+def _complaint(err: str, *, as_json: bool) -> tuple[str, str]:
+    """What is wrong, and what to do about it."""
+    if as_json:
+        told = json.loads(err)
+        return told["message"], told["hint"]
+    cause, todo = err.splitlines()
+    return cause.removeprefix("error: "), todo
 
 
 def test_the_exit_codes_are_the_published_ones(run: Run) -> None:
@@ -490,8 +628,8 @@ def test_login_keeps_the_key_for_its_server_alone(
         "api_key": "wab_test_…Of8u",
         "kind": "secret",
         "livemode": False,
+        "origin": "profile default",
         "base_url": server.base_url,
-        "profile": "default",
         "project": {k: v for k, v in server.projects[server.project_id].items() if k != "webhook_secret"},
     }
     assert elsewhere.code == 2
@@ -557,22 +695,70 @@ def test_the_order_of_the_sources(
     )
     note()
     works_at_once = run("projects list")
-    run(f"login --base-url {server.base_url}", stdin=SECRET_KEY)
+    logged_in = run(f"login --base-url {server.base_url}", stdin=SECRET_KEY)
+    note()
+    monkeypatch.setenv("WABERY_PROFILE", "default")
     note()
     monkeypatch.setenv("WABERY_API_KEY", PUBLISHABLE_KEY)
     monkeypatch.setenv("WABERY_BASE_URL", server.base_url)
     note()
+    by_flag = run("config list --json --profile default").json
     (tmp_path / "key").write_text(SECRET_KEY)
-    flags = run(f"config list --json --api-key-file key --base-url {server.base_url}").json
+    flags = run(f"config list --json --api-key-file key --base-url {server.base_url} --profile default").json
 
     assert origins == [
         (None, "default"),
+        (".wabery/dev.env", ".wabery/dev.env"),
         (".wabery/dev.env", ".wabery/dev.env"),
         ("profile default", "profile default"),
         ("WABERY_API_KEY", "WABERY_BASE_URL"),
     ]
     assert works_at_once.code == 0
+    assert "Here .wabery/dev.env comes first; --profile default uses this one." in logged_in.err
+    assert (by_flag["api_key"]["origin"], by_flag["base_url"]["origin"]) == (
+        "profile default",
+        "profile default",
+    )
     assert (flags["api_key"]["origin"], flags["base_url"]["origin"]) == ("--api-key-file", "--base-url")
+
+
+def test_an_administrator_names_the_server_for_everybody(
+    run: Run, logged_out: None, server: SmallServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    system = tmp_path / "etc/wabery/profiles.json"
+    system.parent.mkdir(parents=True)
+    system.write_text(
+        json.dumps({"current": "company", "profiles": {"company": {"base_url": server.base_url}}})
+    )
+    monkeypatch.setenv("XDG_CONFIG_DIRS", f"/nowhere:{tmp_path}/etc")
+
+    before = run("config list --json").json
+    without_key = run("projects list")
+    logged_in = run("login --profile company", stdin=SECRET_KEY)
+    after = run("config list --json").json
+
+    assert before["base_url"] == {"value": server.base_url, "origin": "profile company"}
+    assert before["profile"]["origin"] == str(system)
+    assert without_key.code == 3
+    assert logged_in.code == 0
+    assert after["api_key"]["origin"] == "profile company"
+    assert after["profile"]["origin"] == str(tmp_path / "xdg/wabery/profiles.json")
+    assert SECRET_KEY not in system.read_text()
+
+
+def test_a_stored_key_does_not_follow_a_redirect(
+    run: Run, logged_out: None, server: SmallServer, tmp_path: Path
+) -> None:
+    with running() as elsewhere:
+        run(f"login --base-url {server.base_url}", stdin=SECRET_KEY)
+        away = {"Location": f"{elsewhere.base_url}/projects"}
+        server.script(*[Scripted(status, {}, away) for status in (307, 302)])
+
+        moved = [run("projects list"), run("doctor")]
+
+        assert elsewhere.seen == []
+    assert [one.code for one in moved] == [7, 7]
+    assert SECRET_KEY not in "".join(one.out + one.err for one in moved)
 
 
 def test_a_dev_env_from_somebody_elses_repository_is_not_believed(
@@ -673,31 +859,132 @@ def test_doctor_sees_a_revoked_key_and_a_wrong_clock(run: Run, server: SmallServ
     assert "failed   clock" in clock.out
 
 
-def test_verify_explains_a_signature(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    secret = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
-    body, headers = sign_for_test(
-        {"event": "participant.joined", "payload": {"event_id": "evt_1"}},
-        secret,
-        now=datetime.now(UTC) - timedelta(days=1),
+WEBHOOK_SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+
+
+def _delivery(sent: timedelta = timedelta()) -> tuple[bytes, dict[str, str]]:
+    event = {"event": "participant.joined", "payload": {"event_id": "evt_1"}}
+    return sign_for_test(event, WEBHOOK_SECRET, now=datetime.now(UTC) + sent)
+
+
+@pytest.fixture
+def kept(tmp_path: Path, run: Run) -> Callable[[bytes, dict[str, str]], None]:
+    """Keeps a delivery and its secret in files, as somebody does who wonders about it."""
+
+    def keep(body: bytes, headers: dict[str, str]) -> None:
+        lines = "".join(f"{name}: {value}\n" for name, value in headers.items())
+        (tmp_path / "body").write_bytes(body)
+        (tmp_path / "headers").write_text(f"POST /webhooks HTTP/1.1\n{lines}")
+        (tmp_path / "secret").write_text(WEBHOOK_SECRET)
+
+    return keep
+
+
+VERIFY = "verify --body body --headers headers --secret-file secret"
+
+
+def test_verify_knows_a_good_signature(run: Run, kept: Any) -> None:
+    body, headers = _delivery()
+    kept(body, headers)
+
+    good = run(VERIFY)
+    by_one_header = run(
+        f"verify --body - --header 'x-wabery-signature: {headers['x-wabery-signature']}' --secret-file secret"
     )
-    (tmp_path / "body").write_bytes(body)
-    (tmp_path / "indented").write_text(json.dumps(json.loads(body), indent=2))
-    (tmp_path / "headers").write_text(
-        "POST / HTTP/1.1\n" + "".join(f"{name}: {value}\n" for name, value in headers.items())
-    )
+
+    assert (good.code, good.out) == (0, "good: participant.joined evt_1\n")
+    assert by_one_header.code == 1  # nothing was piped in
+
+
+def test_verify_can_look_at_an_old_delivery(run: Run, kept: Any) -> None:
+    kept(*_delivery(-timedelta(days=1)))
+
+    old, any_time = run(VERIFY), run(f"{VERIFY} --any-time")
+
+    assert (old.code, any_time.code) == (1, 0)
+    assert "--any-time accepts it" in old.out
+
+
+FAULTS: dict[
+    str, tuple[Callable[[bytes], bytes], Callable[[dict[str, str]], dict[str, str]], timedelta, str]
+] = {
+    "body_reserialized": (
+        lambda body: json.dumps(json.loads(body), indent=2).encode(),
+        dict,
+        timedelta(),
+        "raw body",
+    ),
+    "wrong_signature": (
+        lambda body: body.replace(b"evt_1", b"evt_2"),
+        dict,
+        timedelta(),
+        "Compare the secret",
+    ),
+    "missing_header": (bytes, lambda _: {}, timedelta(), "proxy or framework"),
+    "malformed_header": (
+        bytes,
+        lambda headers: headers | {"webhook-signature": "v1a,AAAA"},
+        timedelta(),
+        "exactly as it arrived",
+    ),
+    "timestamp_too_old": (bytes, dict, -timedelta(hours=1), "--any-time"),
+    "timestamp_too_new": (bytes, dict, timedelta(hours=1), "--any-time"),
+}
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_verify_names_the_cause_and_what_to_do(run: Run, kept: Any, fault: str) -> None:
+    change_body, change_headers, sent, todo = FAULTS[fault]
+    body, headers = _delivery(sent)
+    kept(change_body(body), change_headers(headers))
+
+    told, as_json = run(VERIFY), run(f"{VERIFY} --json")
+
+    assert (told.code, as_json.code, told.err) == (1, 1, "")
+    assert told.out == f"bad: {as_json.json['message']}\n{told.out.splitlines()[1]}\n"
+    assert todo in told.out.splitlines()[1]
+    assert (as_json.json["valid"], as_json.json["fault"]) == (False, fault)
+
+
+@pytest.mark.parametrize(
+    ("secret", "fault", "todo"),
+    [
+        ("another", "wrong_signature", "Compare the secret"),
+        (f'"{WEBHOOK_SECRET}"', "wrong_signature", "quotes or white space"),
+        (SECRET_KEY, "wrong_signature", "is an API key"),
+    ],
+)
+def test_verify_knows_a_wrong_secret(
+    run: Run, kept: Any, tmp_path: Path, secret: str, fault: str, todo: str
+) -> None:
+    kept(*_delivery())
     (tmp_path / "secret").write_text(secret)
 
-    old = run("verify --body body --headers headers --secret-file secret")
-    good = run("verify --body body --headers headers --secret-file secret --any-time")
-    parsed = run("verify --body indented --headers headers --secret-file secret --json")
-    monkeypatch.setenv("WABERY_WEBHOOK_SECRET", "another")
-    wrong = run(f"verify --body body --header 'x-wabery-signature: {headers['x-wabery-signature']}'")
+    told = run(f"{VERIFY} --json")
 
-    assert (old.code, good.code, parsed.code, wrong.code) == (1, 0, 1, 1)
-    assert "--any-time" in old.out
-    assert good.out == "good: participant.joined evt_1\n"
-    assert parsed.json["fault"] == "body_reserialized"
-    assert "matches no secret" in wrong.out
+    assert (told.code, told.json["fault"]) == (1, fault)
+    assert todo in told.json["hint"]
+    assert secret not in told.out
+
+
+def test_verify_knows_a_good_signature_on_something_else(run: Run, kept: Any) -> None:
+    kept(*sign_for_test({"hello": "world"}, WEBHOOK_SECRET))
+
+    told = run(f"{VERIFY} --json")
+
+    assert (told.code, told.json["fault"]) == (1, "not_an_event")
+    assert "rotate" in told.json["hint"]
+
+
+def test_verify_asks_for_a_secret(run: Run, kept: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept(*_delivery())
+
+    none = run("verify --body body --headers headers")
+    monkeypatch.setenv("WABERY_WEBHOOK_SECRET", WEBHOOK_SECRET)
+    environment = run("verify --body body --headers headers")
+
+    assert (none.code, environment.code) == (1, 0)
+    assert "WABERY_WEBHOOK_SECRET" in none.out
 
 
 # Help, completion and the server's commands
@@ -719,6 +1006,27 @@ def test_help_starts_with_an_example(run: Run, command: str) -> None:
     assert shown.out.startswith("Examples:\n  ")
     assert f"Usage: wabery {command}".rstrip() in shown.out
     assert max(map(len, shown.out.splitlines())) <= 80
+
+
+@pytest.mark.parametrize("command", ALL_COMMANDS)
+def test_the_examples_are_command_lines(
+    run: Run, command: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "key.txt").write_text(SECRET_KEY)
+    opening = run(f"{command} --help").out.partition("Usage: ")[0].removeprefix("Examples:\n")
+    lines = [line for line in opening.replace("\\\n", "").splitlines() if "wabery " in line]
+    parsed: list[Any] = []
+
+    def parse(app: Any, words: list[str]) -> None:
+        parsed.append(app.parse_args(words, exit_on_error=False, print_error=False))
+
+    monkeypatch.setattr(_app, "parse_and_run", parse)
+    for line in lines:
+        words = line.partition("wabery ")[2].partition(" #")[0].partition(" | ")[0]
+        cli.main(shlex.split(re.split(r" [<>] |\)$", words)[0]))
+
+    assert lines
+    assert len(parsed) == len(lines)
 
 
 def test_help_is_a_command_too(run: Run) -> None:

@@ -201,13 +201,14 @@ def test_a_list_is_a_table(start: Start) -> None:
     head, row = shown.splitlines()[:2]
     assert re.fullmatch(r"ID +NAME +LIVEMODE +CREATED_AT", head)
     assert head.index("NAME") == row.index("Acme")
+    assert re.search(r" \d+ (s|min) ago$", row)
 
 
 @pytest.mark.parametrize(("answer", "code", "revoked"), [("y", 0, True), ("n", 2, False), ("", 2, False)])
 def test_a_person_is_asked_before_something_ends(
     start: Start, server: SmallServer, answer: str, code: int, revoked: bool
 ) -> None:
-    start("keys", "create", "--name", "ci").end()
+    start("keys", "create", "--name", "ci", "--scope", "full").end()
     (key_id,) = server.keys
     session = start("keys", "revoke", key_id)
     session.read_until(r"\[y/N\]")

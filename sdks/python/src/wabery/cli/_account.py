@@ -12,7 +12,7 @@ from wabery._core import DEFAULT_BASE_URL
 from wabery.cli._connect import connected, settings_of
 from wabery.cli._exit import CommandError, Exit
 from wabery.cli._framework import ACCESS, OUTPUT, Access, Flag, Output
-from wabery.cli._settings import Found, Profile, Store, checked_url, read_secret_file
+from wabery.cli._settings import Found, Profile, Store, checked_url, read_secret_file, resolve
 from wabery.cli._terminal import Terminal
 from wabery.errors import NotFoundError, PermissionDeniedError
 
@@ -37,7 +37,7 @@ def login(*, no_check: Flag = False, output: Output = OUTPUT, access: Access = A
     store = Store()
     name = access.profile or os.environ.get("WABERY_PROFILE") or store.current
     before = store.profiles.get(name)
-    base_url = _login_url(access, before)
+    base_url = _login_url(access, before or Store.of_system().profiles.get(name))
     if access.api_key_file is None:
         key = terminal.ask_secret(
             f"API key for {base_url}", "Add --api-key-file, or pipe the key into stdin."
@@ -59,6 +59,9 @@ def login(*, no_check: Flag = False, output: Output = OUTPUT, access: Access = A
         terminal.json(told)
     else:
         terminal.talk(f"Logged in to {base_url} as {keys.mask(key)} (profile {name}). Next: wabery whoami")
+    before_it = resolve(base_url=None, profile=None, api_key_file=None).api_key
+    if before_it is not None and before_it.origin != f"profile {name}":
+        terminal.warn(f"Here {before_it.origin} comes first; --profile {name} uses this one.")
     return Exit.OK
 
 
@@ -89,7 +92,8 @@ def logout(*, profile: str | None = None, output: Output = OUTPUT) -> int:
     store = Store()
     name = profile or os.environ.get("WABERY_PROFILE") or store.current
     if name not in store.profiles:
-        raise CommandError(f"There is no profile {name!r}.", code=Exit.NOT_FOUND)
+        stored = ", ".join(store.profiles) or "none; nobody is logged in"
+        raise CommandError(f"There is no profile {name!r}.", f"Stored are: {stored}.", Exit.NOT_FOUND)
     del store.profiles[name]
     store.current = next(iter(store.profiles), "default")
     store.save()
@@ -113,8 +117,8 @@ def whoami(*, output: Output = OUTPUT, access: Access = ACCESS) -> int:
             "api_key": keys.mask(key),
             "kind": known.kind,
             "livemode": known.livemode,
+            "origin": settings.api_key.origin if settings.api_key else None,
             "base_url": settings.base_url.value,
-            "profile": settings.profile.value if settings.bound_to else None,
             "project": _project(client) if known.kind == "secret" else None,
         }
     if output.json:

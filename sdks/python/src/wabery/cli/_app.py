@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from wabery.cli._exit import CommandError, Exit, code_of
-from wabery.cli._framework import application, parse_and_run, prologue
+from wabery.cli._framework import SERVER, application, parse_and_run, prologue
 from wabery.cli._terminal import printable
 from wabery.cli._tree import EXAMPLES, GROUPS, SINGLE, Command
 from wabery.errors import APIError, WaberyError
@@ -23,6 +23,7 @@ PLUGINS = "wabery.commands"
 server_doctor: Callable[..., object] | None = None
 """The `doctor` of a plugin; ours runs it after its own checks."""
 
+_SOMEBODY_ELSE = "Check that the base URL is Wabery's and that no proxy answers in its place."
 _WITH_PLUGINS = frozenset({"help", "completion", "doctor", "--help", "-h"})
 """First words that need the server's commands although they are ours."""
 
@@ -45,7 +46,7 @@ def run(words: list[str]) -> int:
             as_json,
             code=refused.code,
             message=refused.message,
-            hint=refused.hint,
+            hint=refused.hint or (_SOMEBODY_ELSE if refused.code is None else None),
             param=refused.param,
             request_id=refused.request_id,
             doc_url=refused.doc_url,
@@ -99,7 +100,10 @@ def _mount_plugins(app: App) -> None:
         server_doctor = app["doctor"].default_command
         del app["doctor"]
     for name in app:
-        if not name.startswith("-") and app[name].help_prologue is None:
+        if name.startswith("-"):
+            continue
+        app[name].group = SERVER
+        if app[name].help_prologue is None:
             app[name].help_prologue = ""  # else it would inherit our examples
 
 

@@ -39,7 +39,7 @@ class Check:
     name: str
     state: Literal["ok", "warning", "failed"]
     found: str
-    hint: str | None = None
+    todo: str | None = None
     code: Exit = Exit.OK
 
 
@@ -70,12 +70,11 @@ def _client_part(terminal: Terminal, settings: Settings) -> int:
     for check in _checks(settings):
         made.append(check)
         if not terminal.as_json:
-            terminal.line(f"{check.state:<8} {check.name}: {check.found}")
-            if check.hint:
-                terminal.line(f"{'':<8} {check.hint}")
+            terminal.finding(check.state, check.name, check.found, check.todo)
     if terminal.as_json:
         shown = [{name: value for name, value in asdict(check).items() if name != "code"} for check in made]
-        terminal.json({"part": "client", "checks": shown})
+        healthy = not any(check.state == "failed" for check in made)
+        terminal.json({"part": "client", "ok": healthy, "checks": shown})
     return next((check.code for check in made if check.state == "failed"), Exit.OK)
 
 
@@ -236,7 +235,9 @@ def verify(
         content = sys.stdin.buffer.read() if str(body) == "-" else body.read_bytes()
         lines = [*header, *(headers.read_text("latin-1").splitlines() if headers else ())]
     except OSError as cause:
-        raise CommandError(f"{cause.filename} cannot be read: {cause.strerror}.") from cause
+        raise CommandError(
+            f"{cause.filename} cannot be read: {cause.strerror}.", "Name a file, or - for stdin."
+        ) from cause
     pairs = [
         (name.strip(), value.strip())
         for name, colon, value in (line.partition(":") for line in lines)

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from wabery import NOT_GIVEN
 from wabery.cli._connect import connected
 from wabery.cli._exit import Exit
-from wabery.cli._framework import ACCESS, OUTPUT, Access, Flag, Output
-from wabery.cli._listing import listed, page_size
+from wabery.cli._framework import ACCESS, OUTPUT, PAGES, Access, Output, Pages
+from wabery.cli._listing import listed, most
 from wabery.cli._terminal import Terminal
+from wabery.cli._values import if_given, moment
 
 
 def list_(
     *,
     type: str | None = None,
-    limit: int = 20,
-    jsonl: Flag = False,
+    contact_id: str | None = None,
+    registration_intent_id: str | None = None,
+    created_after: str | None = None,
+    created_before: str | None = None,
+    pages: Pages = PAGES,
     output: Output = OUTPUT,
     access: Access = ACCESS,
 ) -> int:
@@ -24,19 +27,42 @@ def list_(
     ----------
     type
         Only these, such as participant.joined.
-    limit
-        How many at most.
-    jsonl
-        One JSON object per line.
+    contact_id
+        Only those of this person.
+    registration_intent_id
+        Only those of this intent.
+    created_after
+        ISO 8601, such as 2026-06-27 or 2026-06-27T12:00:00Z.
+    created_before
+        ISO 8601.
     """
-    size = page_size(limit)
+    after, before = moment("--created-after", created_after), moment("--created-before", created_before)
+    limit = most(pages, output)
     with connected(access) as client:
-        page = client.events.list(type=type or NOT_GIVEN, limit=size)
-        return listed(Terminal(output), page, ("id", "type", "created_at"), limit=limit, jsonl=jsonl)
+        return listed(
+            lambda size: client.events.list(
+                type=if_given(type),
+                contact_id=if_given(contact_id),
+                registration_intent_id=if_given(registration_intent_id),
+                created_after=if_given(after),
+                created_before=if_given(before),
+                limit=size,
+            ),
+            ("id", "type", "created_at"),
+            pages,
+            output,
+            limit=limit,
+        )
 
 
 def get(event_id: str, /, *, output: Output = OUTPUT, access: Access = ACCESS) -> int:
-    """Show an event with its payload."""
+    """Show an event with its payload.
+
+    Parameters
+    ----------
+    event_id
+        Such as evt_01jz….
+    """
     terminal = Terminal(output)
     with connected(access) as client:
         event = client.events.get(event_id)

@@ -56,6 +56,8 @@ def code_of(error: errors.WaberyError) -> Exit:
             return Exit.RATE_LIMITED
         case errors.ServerError() | errors.EndpointNotAvailableError():
             return Exit.SERVER
+        case errors.APIError(status=status) if status < 400:
+            return Exit.SERVER  # a redirect, which is not followed
         case errors.APIConnectionError() | errors.UnexpectedResponseError():
             return Exit.SERVER
         case errors.APIError() | errors.UsageError():

@@ -6,15 +6,26 @@ cyclopts derives an environment variable for every option of every command if to
 
 from __future__ import annotations
 
+import re
 import shutil
 import sys
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts import (
+    App,
+    Argument,
+    CycloptsError,
+    Group,
+    MissingArgumentError,
+    Parameter,
+    RepeatArgumentError,
+    UnknownCommandError,
+)
 
 from wabery._version import __version__
 from wabery.cli._exit import CommandError
@@ -27,6 +38,10 @@ Flag: TypeAlias = Annotated[bool, Parameter(negative=(), show_default=False)]
 """An option that is there or not."""
 Input: TypeAlias = Annotated[Path, Parameter(allow_leading_hyphen=True)]
 """A file to read; `-` is stdin."""
+Inputs: TypeAlias = Annotated[
+    tuple[Path, ...], Parameter(negative=(), show_default=False, allow_leading_hyphen=True)
+]
+"""Files to read."""
 TextOrDash: TypeAlias = Annotated[str, Parameter(allow_leading_hyphen=True)]
 """A positional for which `-` is not the beginning of an option."""
 Choice: TypeAlias = Annotated[bool | None, Parameter(show_default=False)]
@@ -36,6 +51,8 @@ Repeated: TypeAlias = Annotated[tuple[str, ...], Parameter(negative=(), show_def
 
 _OUTPUT = Group("Output", sort_key=2)
 _ACCESS = Group("Access", sort_key=3)
+SERVER = Group("On the server's machine", sort_key=4)
+"""Commands of the server, apart from those that call one."""
 
 
 @Parameter(name="*", group=_OUTPUT)
@@ -57,13 +74,27 @@ class Access:
     """Which server, with which key."""
 
     base_url: str | None = None
-    """The API, with /v1 at its end (else WABERY_BASE_URL, profile, dev.env)."""
+    """The API, with /v1 at its end (else WABERY_BASE_URL, dev.env, profile)."""
     profile: str | None = None
     """What `wabery login` has stored (else WABERY_PROFILE)."""
     api_key_file: Input | None = None
-    """A file, - is stdin (else WABERY_API_KEY, profile, dev.env)."""
+    """A file, - is stdin (else WABERY_API_KEY, dev.env, profile)."""
 
 
+@Parameter(name="*")
+@dataclass(frozen=True, kw_only=True)
+class Pages:
+    """How much of a list, and how."""
+
+    limit: int | None = None
+    """How many at most. Default: 20."""
+    all: Flag = False
+    """Every one, however many."""
+    jsonl: Flag = False
+    """One JSON object per line, as they come."""
+
+
+PAGES = Pages()
 OUTPUT = Output()
 ACCESS = Access()
 
@@ -116,7 +147,8 @@ class _Columns:
 
     def render_description(self, console: Console, options: ConsoleOptions, description: object) -> None:
         if text := _plain(description).strip():
-            print(f"{text}\n")
+            lines = (_wrapped(line, after="") if line.strip() else [""] for line in text.splitlines())
+            print("\n".join(chain.from_iterable(lines)) + "\n")
 
 
 def _wrapped(text: str, *, first: str = "", after: str) -> list[str]:
@@ -136,7 +168,21 @@ def parse_and_run(app: App, words: list[str]) -> Any:
         return app(words, exit_on_error=False, print_error=False)
     except CycloptsError as wrong:
         known = app.parse_commands(words)[0]
-        raise CommandError(str(wrong).strip(), f"See `{' '.join(['wabery', *known, '--help'])}`.") from wrong
+        raise CommandError(_said(wrong, words), f"See `{' '.join(['wabery', *known, '--help'])}`.") from wrong
+
+
+def _said(wrong: CycloptsError, words: list[str]) -> str:
+    """What is wrong with a command line, in one sentence or two."""
+    text = str(wrong).strip()
+    guess = f" {found[0]}" if (found := re.search(r"Did you mean [^?]+\?", text)) else ""
+    match wrong:
+        case UnknownCommandError():
+            return f"There is no command {(wrong.unused_tokens or words)[0]!r}.{guess}"
+        case MissingArgumentError(argument=Argument() as argument):
+            return f"{argument.name} {'needs a value' if argument.name in words else 'is missing'}.{guess}"
+        case RepeatArgumentError():
+            return f"{text.removeprefix('Parameter ').partition(' ')[0]} repeats or contradicts what was said before."
+    return text
 
 
 def completion(app: App, shell: Literal["bash", "zsh", "fish"]) -> str:
@@ -152,6 +198,11 @@ def install_completion(app: App) -> Path:
         raise CommandError(
             f"Could not tell which shell this is: {cause}", "Try `wabery completion bash`."
         ) from cause
+
+
+def commands_in(app: App, words: Sequence[str]) -> tuple[str, ...]:
+    """The first words, as far as they are commands."""
+    return tuple(app.parse_commands(list(words))[0])
 
 
 def print_help(app: App, words: list[str]) -> None:

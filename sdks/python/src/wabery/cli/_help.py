@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from wabery.cli import _app, _framework, _settings
-from wabery.cli._exit import Exit
+from wabery.cli._exit import CommandError, Exit
+from wabery.cli._framework import OUTPUT, Output
+from wabery.cli._terminal import Terminal
 
-_ENVIRONMENT = """\
-WABERY_API_KEY         the key; a stored profile comes after it
-WABERY_BASE_URL        where the API is, with /v1 at its end
-WABERY_PROFILE         which stored profile to use
-WABERY_WEBHOOK_SECRET  the signing secret for `wabery verify`
-WABERY_LOG             debug: every request on stderr, without keys, tokens and phone numbers
-XDG_CONFIG_HOME        where profiles are stored; default ~/.config
-NO_COLOR               no colours
-"""
+ENVIRONMENT = {
+    "WABERY_API_KEY": "the key; comes before a stored one",
+    "WABERY_BASE_URL": "where the API is, with /v1 at its end",
+    "WABERY_PROFILE": "which stored profile to use",
+    "WABERY_WEBHOOK_SECRET": "the signing secret for `wabery verify`",
+    "WABERY_LOG": "debug: every request on stderr, without keys, tokens and phone numbers",
+    "XDG_CONFIG_HOME": "where profiles are stored; default ~/.config",
+    "XDG_CONFIG_DIRS": "where an administrator stores them for all; default /etc/xdg",
+    "NO_COLOR": "no colours",
+}
 
 
-def help(*words: str) -> int:
+def help(*words: str, output: Output = OUTPUT) -> int:
     """Explain a command, or: exit-codes, environment.
 
     Parameters
@@ -24,13 +27,26 @@ def help(*words: str) -> int:
     words
         A command, such as `registration-intents create`, or a page.
     """
+    terminal = Terminal(output)
     match words:
         case ("exit-codes",):
-            for code in Exit:
-                print(f"{code.value:>3}  {code.about}")
+            if output.json:
+                terminal.json([{"code": code.value, "about": code.about} for code in Exit])
+            else:
+                print("\n".join(f"{code.value:>3}  {code.about}" for code in Exit))
         case ("environment",):
-            print(_ENVIRONMENT, end="")
-            print("\n".join((_settings.__doc__ or "").splitlines()[1:]))
+            if output.json:
+                terminal.json([{"name": name, "about": about} for name, about in ENVIRONMENT.items()])
+            else:
+                terminal.fields(ENVIRONMENT)
+                print("\n".join((_settings.__doc__ or "").splitlines()[1:]))
         case _:
-            _framework.print_help(_app.build([*words, "--help"] if words else []), list(words))
+            app = _app.build([*words, "--help"] if words else [])
+            known = _framework.commands_in(app, words)
+            if known != words:
+                raise CommandError(
+                    f"There is no command {' '.join(words[: len(known) + 1])!r}.",
+                    f"See `{' '.join(['wabery', *known, '--help'])}`.",
+                )
+            _framework.print_help(app, list(words))
     return Exit.OK

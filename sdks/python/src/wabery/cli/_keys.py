@@ -8,9 +8,20 @@ from datetime import UTC, datetime, timedelta
 from wabery import NOT_GIVEN, APIKey, keys
 from wabery.cli._connect import connected
 from wabery.cli._exit import CommandError, Exit
-from wabery.cli._framework import ACCESS, OUTPUT, Access, Flag, Output, Repeated, TextOrDash
-from wabery.cli._listing import listed, page_size
+from wabery.cli._framework import (
+    ACCESS,
+    OUTPUT,
+    PAGES,
+    Access,
+    Flag,
+    Output,
+    Pages,
+    Repeated,
+    TextOrDash,
+)
+from wabery.cli._listing import listed, most
 from wabery.cli._terminal import Terminal
+from wabery.cli._values import if_given, seconds
 
 
 def create(
@@ -19,7 +30,7 @@ def create(
     publishable: Flag = False,
     scope: Repeated = (),
     allowed_origin: Repeated = (),
-    expires_in_days: int | None = None,
+    expires_in: str | None = None,
     output: Output = OUTPUT,
     access: Access = ACCESS,
 ) -> int:
@@ -35,46 +46,118 @@ def create(
         What a secret key may do, such as registrations:create, or read_only, or full. May be repeated.
     allowed_origin
         Where a publishable key may be used, such as https://app.example.com. May be repeated.
-    expires_in_days
-        When it ends by itself. Default: never.
+    expires_in
+        When it ends by itself, such as 90d. Default: never.
     """
     terminal = Terminal(output)
-    if expires_in_days is not None and expires_in_days < 1:
-        raise CommandError("--expires-in-days must be 1 or more.")
-    end = NOT_GIVEN if expires_in_days is None else datetime.now(UTC) + timedelta(days=expires_in_days)
+    if publishable and scope:
+        raise CommandError("A publishable key has no scopes.", "Leave out --scope, or --publishable.")
+    if not publishable and not scope:
+        raise CommandError(
+            "What the key may do is missing.",
+            "Add --scope registrations:create (and others), --scope full, or --publishable for a browser's key.",
+        )
+    end = _moment_in(expires_in)
     with connected(access) as client:
         made = client.api_keys.create(
             name=name,
             kind="publishable" if publishable else "secret",
             scopes=list(scope) if scope else NOT_GIVEN,
             allowed_origins=list(allowed_origin) if allowed_origin else NOT_GIVEN,
-            expires_at=end,
+            expires_at=if_given(end),
         )
     _show_once(terminal, made)
     return Exit.OK
 
 
-def list_(*, limit: int = 20, jsonl: Flag = False, output: Output = OUTPUT, access: Access = ACCESS) -> int:
-    """List keys, revoked ones too, without the keys themselves.
+def list_(*, pages: Pages = PAGES, output: Output = OUTPUT, access: Access = ACCESS) -> int:
+    """List keys, revoked ones too, without the keys themselves."""
+    limit = most(pages, output)
+    with connected(access) as client:
+        return listed(
+            lambda size: client.api_keys.list(limit=size),
+            ("id", "kind", "name", "last4", "created_at", "last_used_at", "revoked_at"),
+            pages,
+            output,
+            limit=limit,
+        )
+
+
+def get(key_id: str, /, *, output: Output = OUTPUT, access: Access = ACCESS) -> int:
+    """Show a key's name, scopes and use, without a secret key itself.
 
     Parameters
     ----------
-    limit
-        How many at most.
-    jsonl
-        One JSON object per line.
+    key_id
+        Such as key_01jz….
     """
-    size = page_size(limit)
     with connected(access) as client:
-        page = client.api_keys.list(limit=size)
-        columns = ("id", "kind", "name", "last4", "created_at", "last_used_at", "revoked_at")
-        return listed(Terminal(output), page, columns, limit=limit, jsonl=jsonl)
+        _show(Terminal(output), client.api_keys.get(key_id))
+    return Exit.OK
 
 
-def rotate(key_id: str, /, *, output: Output = OUTPUT, access: Access = ACCESS) -> int:
-    """Replace a key under its id and print the new one. For a while both work."""
+def update(
+    key_id: str,
+    /,
+    *,
+    name: str | None = None,
+    allowed_origin: Repeated = (),
+    any_origin: Flag = False,
+    expires_in: str | None = None,
+    output: Output = OUTPUT,
+    access: Access = ACCESS,
+) -> int:
+    """Change a key's name, origins or end; what is not named stays. Its scopes are fixed: make another key.
+
+    Parameters
+    ----------
+    key_id
+        Such as key_01jz….
+    name
+        What it is for.
+    allowed_origin
+        Where a publishable key may be used from now on, instead of where it was. May be repeated.
+    any_origin
+        Let a publishable key be used anywhere.
+    expires_in
+        When it ends by itself, from now on, such as 90d.
+    """
+    if any_origin and allowed_origin:
+        raise CommandError("--any-origin and --allowed-origin exclude each other.", "Leave one of them out.")
+    if name is None and not allowed_origin and not any_origin and expires_in is None:
+        raise CommandError("Nothing to change was named.", "See `wabery keys update --help`.")
+    end = _moment_in(expires_in)
     with connected(access) as client:
-        _show_once(Terminal(output), client.api_keys.rotate(key_id))
+        changed = client.api_keys.update(
+            key_id,
+            name=if_given(name),
+            allowed_origins=list(allowed_origin) if allowed_origin or any_origin else NOT_GIVEN,
+            expires_at=if_given(end),
+        )
+        _show(Terminal(output), changed)
+    return Exit.OK
+
+
+def rotate(
+    key_id: str,
+    /,
+    *,
+    overlap: str | None = None,
+    output: Output = OUTPUT,
+    access: Access = ACCESS,
+) -> int:
+    """Replace a key under its id and print the new one. For a while both work.
+
+    Parameters
+    ----------
+    key_id
+        Such as key_01jz….
+    overlap
+        How long the old one goes on working, such as 12h, or 0 when it has leaked. Default: a day.
+    """
+    last = seconds("--overlap", overlap, least=0)
+    with connected(access) as client:
+        _show_once(Terminal(output), client.api_keys.rotate(key_id, overlap=if_given(last)))
     return Exit.OK
 
 
@@ -126,6 +209,18 @@ def check(key: TextOrDash, /, *, output: Output = OUTPUT) -> int:
     else:
         terminal.line(f"{keys.mask(given)} is not a key: {found.problem}")
     return Exit.OK if found.valid else Exit.UNEXPECTED
+
+
+def _moment_in(expires_in: str | None) -> datetime | None:
+    lifetime = seconds("--expires-in", expires_in)
+    return None if lifetime is None else datetime.now(UTC) + timedelta(seconds=lifetime)
+
+
+def _show(terminal: Terminal, key: APIKey) -> None:
+    if terminal.as_json:
+        terminal.json(key.to_dict())
+    else:
+        terminal.fields(key.to_dict())
 
 
 def _show_once(terminal: Terminal, key: APIKey) -> None:

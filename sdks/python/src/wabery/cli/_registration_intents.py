@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import json
-import re
 import sys
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from wabery import NOT_GIVEN
 from wabery._core import CallOptions
 from wabery.cli._connect import connected
 from wabery.cli._exit import CommandError, Exit
-from wabery.cli._framework import ACCESS, OUTPUT, Access, Choice, Flag, Output
-from wabery.cli._listing import listed, page_size
+from wabery.cli._framework import ACCESS, OUTPUT, PAGES, Access, Choice, Flag, Output, Pages
+from wabery.cli._listing import listed, most
 from wabery.cli._terminal import Terminal
+from wabery.cli._values import if_given, json_object, moment, seconds
 from wabery.errors import WaitTimeoutError
 
 if TYPE_CHECKING:
@@ -24,7 +22,6 @@ if TYPE_CHECKING:
 
 _SECRET = ("token", "client_secret", "qr")
 """Not shown unless JSON is asked for."""
-_UNITS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def create(
@@ -34,8 +31,6 @@ def create(
     channel_id: str | None = None,
     expires_in: str | None = None,
     locale: str | None = None,
-    reference_token: str | None = None,
-    expected_sender: str | None = None,
     wait: Flag = False,
     timeout: str | None = None,
     qr: Choice = None,
@@ -61,10 +56,6 @@ def create(
         How long the link lives, such as 900, 30m, 24h or 7d.
     locale
         Language of the prefilled text, such as de or pt-BR.
-    reference_token
-        A signed reference, for publishable keys.
-    expected_sender
-        The only WhatsApp account that may join.
     wait
         Wait until the person has pressed send, or the intent has ended otherwise.
     timeout
@@ -77,19 +68,17 @@ def create(
         Repeating the command with the same key gives the same intent.
     """
     terminal = Terminal(output)
-    longest = _seconds("--timeout", timeout)
-    lifetime = _seconds("--expires-in", expires_in)
-    about = _metadata(metadata)
+    longest = _longest(timeout, wait=wait)
+    lifetime = seconds("--expires-in", expires_in)
+    about = json_object("--metadata", metadata, '{"plan":"starter"}')
     options: CallOptions = {"idempotency_key": idempotency_key} if idempotency_key else {}
     with connected(access) as client:
         intent = client.registration_intents.create(
             customer_reference=customer_reference,
-            metadata=NOT_GIVEN if about is None else about,
-            channel_id=channel_id or NOT_GIVEN,
-            expires_in=NOT_GIVEN if lifetime is None else int(lifetime),
-            locale=locale or NOT_GIVEN,
-            reference_token=reference_token or NOT_GIVEN,
-            expected_sender=expected_sender or NOT_GIVEN,
+            metadata=if_given(about),
+            channel_id=if_given(channel_id),
+            expires_in=if_given(lifetime),
+            locale=if_given(locale),
             **options,
         )
         if output.json:
@@ -135,7 +124,7 @@ def get(
         Longest wait, such as 90 or 10m. Default: as long as the intent lives.
     """
     terminal = Terminal(output)
-    longest = _seconds("--timeout", timeout)
+    longest = _longest(timeout, wait=wait)
     with connected(access) as client:
         if wait:
             intent = _waited(terminal, client, intent_id, longest)
@@ -153,9 +142,7 @@ def list_(
     channel_id: str | None = None,
     created_after: str | None = None,
     created_before: str | None = None,
-    limit: int = 20,
-    all: Flag = False,
-    jsonl: Flag = False,
+    pages: Pages = PAGES,
     output: Output = OUTPUT,
     access: Access = ACCESS,
 ) -> int:
@@ -175,28 +162,25 @@ def list_(
         ISO 8601, such as 2026-06-27 or 2026-06-27T12:00:00Z.
     created_before
         ISO 8601.
-    limit
-        How many at most.
-    all
-        Every one, however many.
-    jsonl
-        One JSON object per line.
     """
-    after, before = _moment("--created-after", created_after), _moment("--created-before", created_before)
-    most = None if all else limit
-    size = page_size(most)
+    after, before = moment("--created-after", created_after), moment("--created-before", created_before)
+    limit = most(pages, output)
     with connected(access) as client:
-        page = client.registration_intents.list(
-            status=status or NOT_GIVEN,
-            customer_reference=customer_reference or NOT_GIVEN,
-            contact_id=contact_id or NOT_GIVEN,
-            channel_id=channel_id or NOT_GIVEN,
-            created_after=after or NOT_GIVEN,
-            created_before=before or NOT_GIVEN,
-            limit=size,
+        return listed(
+            lambda size: client.registration_intents.list(
+                status=if_given(status.upper() if status else None),
+                customer_reference=if_given(customer_reference),
+                contact_id=if_given(contact_id),
+                channel_id=if_given(channel_id),
+                created_after=if_given(after),
+                created_before=if_given(before),
+                limit=size,
+            ),
+            ("id", "status", "phase", "customer_reference", "created_at", "expires_at"),
+            pages,
+            output,
+            limit=limit,
         )
-        columns = ("id", "status", "phase", "customer_reference", "created_at", "expires_at")
-        return listed(Terminal(output), page, columns, limit=most, jsonl=jsonl)
 
 
 def cancel(intent_id: str, /, *, output: Output = OUTPUT, access: Access = ACCESS) -> int:
@@ -216,11 +200,17 @@ def extend(intent_id: str, /, *, expires_in: str, output: Output = OUTPUT, acces
     expires_in
         From now on, such as 900, 30m, 24h or 7d.
     """
-    seconds = _seconds("--expires-in", expires_in)
-    assert seconds is not None
+    lifetime = seconds("--expires-in", expires_in)
+    assert lifetime is not None
     with connected(access) as client:
-        _show(Terminal(output), client.registration_intents.extend(intent_id, expires_in=int(seconds)))
+        _show(Terminal(output), client.registration_intents.extend(intent_id, expires_in=lifetime))
     return Exit.OK
+
+
+def _longest(timeout: str | None, *, wait: bool) -> float | None:
+    if timeout is not None and not wait:
+        raise CommandError("--timeout is how long --wait may take, and there is no --wait.", "Add --wait.")
+    return seconds("--timeout", timeout)
 
 
 def _waited(terminal: Terminal, client: Wabery, intent_id: str, longest: float | None) -> RegistrationIntent:
@@ -255,7 +245,9 @@ def _progress(intent: RegistrationIntent) -> str:
             return "The message has arrived; waiting for your app to confirm"
         case "grace":
             return "Expired; a message that was sent in time may still arrive"
-    return f"Waiting for the person to press send in WhatsApp, until {intent['expires_at']:%H:%M} UTC (Ctrl-C stops waiting)"
+    end: datetime = intent["expires_at"]
+    until = f"{end:%H:%M}" if end.date() == datetime.now(UTC).date() else f"{end:%Y-%m-%d %H:%M}"
+    return f"Waiting for the person to press send in WhatsApp, until {until} UTC (Ctrl-C stops waiting)"
 
 
 def _outcome(terminal: Terminal, intent: RegistrationIntent) -> int:
@@ -300,38 +292,3 @@ def _open(terminal: Terminal, link: str) -> None:
 
     if not link.startswith("https://") or not webbrowser.open(link):
         terminal.warn("The link could not be opened in a browser.")
-
-
-def _metadata(text: str | None) -> dict[str, Any] | None:
-    if text is None:
-        return None
-    try:
-        value = json.loads(text)
-    except (ValueError, RecursionError) as cause:
-        raise CommandError(
-            f"--metadata is not JSON: {cause}.", """It looks like '{"plan":"starter"}'."""
-        ) from cause
-    if not isinstance(value, dict):
-        raise CommandError("--metadata must be a JSON object.", """It looks like '{"plan":"starter"}'.""")
-    return value
-
-
-def _seconds(option: str, text: str | None) -> float | None:
-    if text is None:
-        return None
-    found = re.fullmatch(r"([0-9]{1,9})([smhd]?)", text, re.ASCII)
-    if found is None or int(found[1]) == 0:
-        raise CommandError(f"{option} {text!r} is not a duration.", "It looks like 900, 30m, 24h or 7d.")
-    return int(found[1]) * _UNITS[found[2]]
-
-
-def _moment(option: str, text: str | None) -> datetime | None:
-    if text is None:
-        return None
-    try:
-        moment = datetime.fromisoformat(text)
-    except ValueError as cause:
-        raise CommandError(
-            f"{option} {text!r} is not a time.", "It looks like 2026-06-27T12:00:00Z."
-        ) from cause
-    return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

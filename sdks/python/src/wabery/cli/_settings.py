@@ -1,11 +1,14 @@
-"""Which key and which server a command uses, and where each came from.
+"""Which key and which server a command uses, and where each came from. The first place that knows it counts:
 
-    key        --api-key-file, WABERY_API_KEY, the profile, ./.wabery/dev.env
-    base URL   --base-url, WABERY_BASE_URL, the profile, ./.wabery/dev.env, https://api.wabery.com/v1
-    profile    --profile, WABERY_PROFILE, the one last logged in to
+    flag      --api-key-file, --base-url, --profile
+    env       WABERY_API_KEY, WABERY_BASE_URL, WABERY_PROFILE
+    project   ./.wabery/dev.env, which `wabery dev` writes
+    user      the profile last logged in to, in ~/.config/wabery/profiles.json
+    system    /etc/xdg/wabery/profiles.json, made by an administrator
+    default   https://api.wabery.com/v1, and no key
 
-A stored key is sent only to the server stored beside it. `dev.env` is written by `wabery dev` and believed
-only for a server on this machine, so that a cloned repository cannot send anybody's key elsewhere.
+A stored key is sent only to the server stored beside it. `dev.env` is believed only for a server on this machine, so that a
+cloned repository cannot send anybody's key elsewhere.
 """
 
 from __future__ import annotations
@@ -36,17 +39,18 @@ class Found:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `wabery login` stores."""
+    """What `wabery login` stores. An administrator's profile may name a server alone."""
 
     base_url: str
-    api_key: str
+    api_key: str = ""
 
 
 @dataclass(frozen=True)
 class Settings:
     """What is in force for one command."""
 
-    profile: Found
+    profile: Found | None
+    """The profile that counts, whether or not key and server come from it."""
     api_key: Found | None
     base_url: Found
     bound_to: str | None
@@ -70,7 +74,7 @@ class Settings:
 
 
 class Store:
-    """The profiles file, readable by its owner alone."""
+    """A profiles file: this user's own, readable by its owner alone, or the system's."""
 
     def __init__(self, path: Path | None = None) -> None:
         self.path = path or _config_home() / "wabery" / "profiles.json"
@@ -87,6 +91,13 @@ class Store:
                 f"{self.path} cannot be read: {type(cause).__name__}.", "Delete it and log in again."
             ) from cause
 
+    @classmethod
+    def of_system(cls) -> Store:
+        """The first that XDG_CONFIG_DIRS has, else an empty one."""
+        folders = os.environ.get("XDG_CONFIG_DIRS") or "/etc/xdg"
+        paths = [Path(folder) / "wabery" / "profiles.json" for folder in folders.split(":") if folder]
+        return cls(next((path for path in paths if path.exists()), paths[0]))
+
     def save(self) -> None:
         """Replace the file in one step, so that an interrupted write loses nothing."""
         self.path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -100,40 +111,82 @@ class Store:
         Path(name).replace(self.path)
 
 
+@dataclass(frozen=True)
+class _Place:
+    """Where a key, a base URL, or both may stand."""
+
+    key_origin: str
+    url_origin: str
+    api_key: str
+    base_url: str
+    stored: bool = True
+    """Whether the two belong together."""
+
+
 def resolve(*, base_url: str | None, profile: str | None, api_key_file: Path | None) -> Settings:
     """What applies to a command that was given these options. Raises CommandError."""
-    environment = os.environ
-    store = Store()
-    named = _first(
-        Found(profile or "", "--profile"), Found(environment.get("WABERY_PROFILE", ""), "WABERY_PROFILE")
-    )
-    name = named or Found(store.current, "default" if not store.profiles else str(store.path))
-    stored = store.profiles.get(name.value)
-    if named and stored is None:
-        raise CommandError(
-            f"There is no profile {named.value!r}.", f"Make it with `wabery login --profile {named.value}`."
-        )
-    kept = f"profile {name.value}"
-    dev = read_dev_env()
-    api_key = _first(
-        Found(_read_key(api_key_file), "--api-key-file"),
-        Found(environment.get("WABERY_API_KEY", "").strip(), "WABERY_API_KEY"),
-        Found(stored.api_key if stored else "", kept),
-        Found(dev.api_key if dev else "", str(DEV_ENV)),
-    )
-    url = _first(
-        Found(base_url or "", "--base-url"),
-        Found(environment.get("WABERY_BASE_URL", "").strip(), "WABERY_BASE_URL"),
-        Found(stored.base_url if stored else "", kept),
-        Found(dev.base_url if dev else "", str(DEV_ENV)),
-    )
-    bound = {kept: stored, str(DEV_ENV): dev}.get(api_key.origin) if api_key else None
+    env = os.environ
+    user, system = Store(), Store.of_system()
+    chosen = _profile(user, system, flag=profile, environment=env.get("WABERY_PROFILE"))
+    kept = _stored(user, system, chosen)
+    places = [
+        _Place("--api-key-file", "--base-url", _read_key(api_key_file), base_url or "", stored=False),
+        *(kept if profile else ()),
+        _Place(
+            "WABERY_API_KEY",
+            "WABERY_BASE_URL",
+            env.get("WABERY_API_KEY", "").strip(),
+            env.get("WABERY_BASE_URL", "").strip(),
+            stored=False,
+        ),
+        *(kept if env.get("WABERY_PROFILE") else ()),
+        *_of_project(),
+        *kept,
+    ]
+    with_key = next((place for place in places if place.api_key), None)
+    with_url = next((place for place in places if place.base_url), None)
     return Settings(
-        profile=name,
-        api_key=api_key,
-        base_url=checked_url(url) if url else Found(DEFAULT_BASE_URL, "default"),
-        bound_to=bound.base_url if bound else None,
+        profile=chosen,
+        api_key=Found(with_key.api_key, with_key.key_origin) if with_key else None,
+        base_url=checked_url(Found(with_url.base_url, with_url.url_origin))
+        if with_url
+        else Found(DEFAULT_BASE_URL, "default"),
+        bound_to=with_key.base_url if with_key and with_key.stored else None,
     )
+
+
+def _profile(user: Store, system: Store, *, flag: str | None, environment: str | None) -> Found | None:
+    """The name of the profile that counts, if there is one. Raises CommandError for a name that nobody stored."""
+    named = (
+        Found(flag, "--profile") if flag else Found(environment, "WABERY_PROFILE") if environment else None
+    )
+    if named is not None:
+        if named.value not in user.profiles and named.value not in system.profiles:
+            raise CommandError(
+                f"There is no profile {named.value!r}.",
+                f"Make it with `wabery login --profile {named.value}`.",
+            )
+        return named
+    for store in (user, system):
+        if store.current in store.profiles:
+            return Found(store.current, str(store.path))
+    return None
+
+
+def _stored(user: Store, system: Store, chosen: Found | None) -> list[_Place]:
+    if chosen is None:
+        return []
+    origin = f"profile {chosen.value}"
+    return [
+        _Place(origin, origin, store.profiles[chosen.value].api_key, store.profiles[chosen.value].base_url)
+        for store in (user, system)
+        if chosen.value in store.profiles
+    ][:1]
+
+
+def _of_project() -> list[_Place]:
+    dev = read_dev_env()
+    return [_Place(str(DEV_ENV), str(DEV_ENV), dev.api_key, dev.base_url)] if dev else []
 
 
 def checked_url(url: Found) -> Found:
@@ -172,7 +225,10 @@ def read_secret_file(path: Path) -> str:
     try:
         content = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text()
     except (OSError, ValueError) as cause:
-        raise CommandError(f"{path} cannot be read: {cause}.") from cause
+        why = cause.strerror if isinstance(cause, OSError) else "it is not text"
+        raise CommandError(
+            f"{path} cannot be read: {why}.", "Name a file with one line, or - for stdin."
+        ) from cause
     if not content.strip():
         raise CommandError(f"{'stdin' if str(path) == '-' else path} is empty.")
     return content.strip()
@@ -180,10 +236,6 @@ def read_secret_file(path: Path) -> str:
 
 def _read_key(path: Path | None) -> str:
     return read_secret_file(path) if path is not None else ""
-
-
-def _first(*candidates: Found) -> Found | None:
-    return next((found for found in candidates if found.value), None)
 
 
 def _config_home() -> Path:

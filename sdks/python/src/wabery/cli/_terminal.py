@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from wabery.cli._exit import CommandError
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from wabery.cli._framework import Output
 
 _UNPRINTABLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]")
+
+
+_MOMENT = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z")
+_UNITS = ((86_400, "d"), (3600, "h"), (60, "min"), (1, "s"))
 
 
 def printable(text: str) -> str:
@@ -49,10 +54,20 @@ class Terminal:
         for name, value in fields.items():
             self.line(f"{name:<{width}}  {_text(value)}")
 
+    def finding(self, state: str, name: str, found: str, hint: str | None) -> None:
+        """What a check has found, and what to do about it."""
+        self.line(f"{state:<8} {name}: {found}")
+        if hint:
+            self.line(f"{'':<8} {hint}")
+
     def rows(self, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-        """A table for a person; in a pipe, values separated by tabs, without a head."""
-        cells = [[printable(_text(value)) for value in row] for row in rows]
-        if not sys.stdout.isatty():
+        """A table for a person, with times as they are said; in a pipe, values separated by tabs, without a head."""
+        person = sys.stdout.isatty()
+        now = datetime.now(UTC)
+        cells = [
+            [printable(_relative(value, now) if person else _text(value)) for value in row] for row in rows
+        ]
+        if not person:
             for row in cells:
                 print("\t".join(row))
             return
@@ -95,6 +110,17 @@ class Terminal:
         if not given.strip():
             raise CommandError(f"{what} is needed.", otherwise)
         return given.strip()
+
+
+def _relative(value: Any, now: datetime) -> str:
+    """A moment as its distance from now, such as `5 min ago` or `in 23 h`; anything else as it is."""
+    text = _text(value)
+    if not _MOMENT.fullmatch(text):
+        return text
+    seconds = int((datetime.fromisoformat(text) - now).total_seconds())
+    size, unit = next(((size, unit) for size, unit in _UNITS if abs(seconds) >= size), (1, "s"))
+    distance = f"{abs(seconds) // size} {unit}"
+    return f"in {distance}" if seconds > 0 else f"{distance} ago"
 
 
 def _text(value: Any) -> str:
