@@ -72,8 +72,8 @@ async def test_it_prints_what_was_skipped_and_never_the_token(
     ran = await terminal.run(command="doctor")
 
     assert ran.code == 1
-    assert "FAILED  channel Support, access_token: Meta does not take the access token" in ran.out
-    assert "skipped channel Support, subscription: Meta was not asked: see access_token." in ran.out
+    assert "failed   channel Support, access_token: Meta does not take the access token" in ran.out
+    assert "skipped  channel Support, subscription: Meta was not asked: see access_token." in ran.out
     assert TOKEN not in ran.out + ran.talk
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from wabery_server.main import Ground, Opened
     from wabery_server.settings import Settings
 
+Json = Annotated[bool, Parameter(negative="", show_default=False)]
+
 FAILED = 1
 USAGE = 2
 UNREACHABLE = 7
@@ -27,9 +29,14 @@ def commands(app: cyclopts.App) -> None:
     """Mounts the server's commands on the `wabery` command."""
     from wabery_server.cli.admin import app as admin
 
-    for command in (dev, demo, serve, worker, migrate, doctor, openapi):
-        app.command(command)
+    for command, shown in _EXAMPLES.items():
+        app.command(command, help_prologue=examples(*shown))
     app.command(admin())
+
+
+def examples(*lines: str) -> str:
+    """How the help of a command begins."""
+    return "\n".join(["Examples:", *(f"  {line}" for line in lines)])
 
 
 def main() -> None:
@@ -43,7 +50,7 @@ def dev(
     *,
     port: int | None = None,
     data_dir: Path = Path(".wabery"),
-    json: Annotated[bool, Parameter(negative="")] = False,
+    json: Json = False,
 ) -> None:
     """Run everything on this machine: database, API, worker, fake phone, a receiver for webhooks.
 
@@ -54,7 +61,7 @@ def dev(
     data_dir
         Where the data live; delete it to start anew.
     json
-        One JSON line on stdout when ready, with the keys, for scripts.
+        One JSON line on stdout when ready, for scripts; it names the file with the keys.
     """
     from wabery_server.cli.dev import run as body
 
@@ -105,14 +112,22 @@ def worker() -> None:
     _served(body)
 
 
-def migrate(*, check: Annotated[bool, Parameter(negative="")] = False) -> None:
+def migrate(
+    *,
+    check: Annotated[bool, Parameter(negative="", show_default=False)] = False,
+    json: Json = False,
+) -> None:
     """Bring the database to this version.
 
     Parameters
     ----------
     check
         Change nothing; exit with 1 when something is pending.
+    json
+        One JSON document on stdout.
     """
+    import json as jsons
+
     from wabery_server import main as house
     from wabery_server.db.migrate import MigrationError, pending
     from wabery_server.db.migrate import migrate as bring
@@ -125,6 +140,10 @@ def migrate(*, check: Annotated[bool, Parameter(negative="")] = False) -> None:
             raise house.CannotStart(str(failure)) from failure
         finally:
             await connection.close()
+        if json:
+            named = [f"{migration.version:04d} {migration.name}" for migration in todo]
+            print(jsons.dumps({"applied": [] if check else named, "pending": named if check else []}))
+            return FAILED if check and todo else 0
         for migration in todo:
             say(f"{'pending' if check else 'applied'}: {migration.version:04d} {migration.name}")
         if not todo:
@@ -139,7 +158,7 @@ def migrate(*, check: Annotated[bool, Parameter(negative="")] = False) -> None:
     _served(start)
 
 
-def doctor(*, json: Annotated[bool, Parameter(negative="")] = False) -> None:
+def doctor(*, json: Json = False) -> None:
     """Check the installation: settings, secret, database, migrations, channels, webhook URLs, clock.
 
     Parameters
@@ -167,6 +186,17 @@ def openapi(*, check: Path | None = None) -> None:
         sys.stdout.write(text)
     elif not check.exists() or check.read_text() != text:
         fail(f"{check} is stale: run `make openapi`.", FAILED)
+
+
+_EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
+    dev: ("wabery dev", "wabery dev --port 0 --data-dir /tmp/wabery --json"),
+    demo: ("wabery demo",),
+    serve: ("wabery serve", "WABERY_WORKERS=2 WABERY_DELIVER=false wabery serve"),
+    worker: ("wabery worker",),
+    migrate: ("wabery migrate", "wabery migrate --check"),
+    doctor: ("wabery doctor --server",),
+    openapi: ("wabery openapi > openapi.json", "wabery openapi --check openapi.json"),
+}
 
 
 def load() -> "Settings":

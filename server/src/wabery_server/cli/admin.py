@@ -16,7 +16,7 @@ import cyclopts
 from cyclopts import Parameter
 from cyclopts.validators import Number
 
-from wabery_server.cli import FAILED, UNREACHABLE, USAGE, fail, load, run, say
+from wabery_server.cli import FAILED, UNREACHABLE, USAGE, examples, fail, load, run, say
 
 if TYPE_CHECKING:
     from wabery_server.accounts import ApiKey, Channel, Project
@@ -35,31 +35,57 @@ _OVERLAP = timedelta(days=1)
 
 def app() -> cyclopts.App:
     """The commands under `wabery admin`."""
-    admin = cyclopts.App(name="admin", help="Administer the installation on its database.")
-    admin.command(new_secret)
-    projects = cyclopts.App(name="projects", help="Projects: the tenants.")
-    projects.command(create_project, name="create")
-    projects.command(list_projects, name="list")
-    keys = cyclopts.App(name="keys", help="API keys.")
-    keys.command(create_key, name="create")
-    keys.command(list_keys, name="list")
-    keys.command(rotate_key, name="rotate")
-    keys.command(revoke_key, name="revoke")
-    channels = cyclopts.App(name="channels", help="WhatsApp numbers.")
-    channels.command(create_channel, name="create")
-    channels.command(list_channels, name="list")
-    channels.command(delete_channel, name="delete")
+    admin = _group("admin", "Administer the installation on its database.", "wabery admin projects list")
+    _mount(admin, "new-secret", new_secret, "wabery admin new-secret > secret.key")
+    projects = _group("projects", "Projects: the tenants.", "wabery admin projects create --name Shop --live")
+    _mount(projects, "create", create_project, "wabery admin projects create --name Shop --live")
+    _mount(projects, "list", list_projects, "wabery admin projects list")
+    keys = _group("keys", "API keys.", "wabery admin keys list --project proj_…")
+    _mount(
+        keys,
+        "create",
+        create_key,
+        "wabery admin keys create --project proj_… --name server --scopes full",
+        "wabery admin keys create --project proj_… --name website --kind publishable \\",
+        "    --origin https://shop.example.com",
+    )
+    _mount(keys, "list", list_keys, "wabery admin keys list --project proj_…")
+    _mount(keys, "rotate", rotate_key, "wabery admin keys rotate key_… --project proj_… --overlap 0s")
+    _mount(keys, "revoke", revoke_key, "wabery admin keys revoke key_… --project proj_…")
+    channels = _group("channels", "WhatsApp numbers.", "wabery admin channels list --project proj_…")
+    _mount(
+        channels,
+        "create",
+        create_channel,
+        "wabery admin channels create --project proj_… --name Support \\",
+        "    --phone-number-id 106540352242922 --waba-id 102290129340398 \\",
+        '    --display-phone-number "+49 151 23456789" --app-secret-file app-secret.txt',
+    )
+    _mount(channels, "list", list_channels, "wabery admin channels list --project proj_…")
+    _mount(channels, "delete", delete_channel, "wabery admin channels delete channel_… --project proj_…")
     for group in (projects, keys, channels):
         admin.command(group)
-    admin.command(audit)
+    _mount(admin, "audit", audit, "wabery admin audit --project proj_…")
     return admin
 
 
-def new_secret() -> None:
+def _group(name: str, about: str, example: str) -> cyclopts.App:
+    return cyclopts.App(name=name, help=about, help_prologue=examples(example))
+
+
+def _mount(group: cyclopts.App, name: str, body: Callable[..., None], *shown: str) -> None:
+    group.command(body, name=name, help_prologue=examples(*shown))
+
+
+def new_secret(*, json: Json = False) -> None:
     """Print a new installation secret, for WABERY_SECRET_KEY. Keep it outside the database and its backups."""
     from wabery_server import secrets
 
-    print(secrets.generate())
+    secret = secrets.generate()
+    if json:
+        _print_json({"secret": secret})
+    else:
+        print(secret)
 
 
 def create_project(

@@ -38,16 +38,14 @@ def run(*, as_json: bool) -> int:
     """Prints the findings; returns the exit code, 1 when something failed."""
     checks = _run_checks()
     if as_json:
-        print(json.dumps({"ok": _healthy(checks), "checks": [check._asdict() for check in checks]}))
+        shown = [check._asdict() for check in checks]
+        print(json.dumps({"part": "server", "ok": _healthy(checks), "checks": shown}))
     else:
         for check in checks:
-            print(f"{_MARKS[check.state]} {check.name}: {check.found}")
+            print(f"{check.state:<8} {check.name}: {check.found}")
             if check.todo:
-                print(f"    {check.todo}")
+                print(f"{'':<8} {check.todo}")
     return 0 if _healthy(checks) else FAILED
-
-
-_MARKS: dict[State, str] = {"ok": "ok     ", "warning": "warning", "failed": "FAILED ", "skipped": "skipped"}
 
 
 def _healthy(checks: list[Check]) -> bool:
