@@ -1,4 +1,4 @@
-"""Writes docs/reference from the code: errors, events, settings, the API. `make docs` runs it; a test tells when it is stale.
+"""Writes docs/reference from the code: API, errors, events, settings, clients. `make docs` runs it; a test tells when it is stale.
 
 python docs/generate.py            write the pages
 python docs/generate.py --check    write nothing; exit with 1 when a page is stale
@@ -7,7 +7,8 @@ python docs/generate.py --check    write nothing; exit with 1 when a page is sta
 import enum
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import tomllib
+from collections.abc import Callable, Iterator
 from dataclasses import fields
 from datetime import timedelta
 from functools import partial
@@ -15,6 +16,11 @@ from inspect import getdoc
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import clients
+from markdown import MADE, as_json, fence, oneline, table
+
+from wabery.cli._exit import code_of
+from wabery.errors import APIError, EndpointNotAvailableError, error_class
 from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
 from wabery_server.api import document, error_pages, examples
@@ -27,24 +33,24 @@ from wabery_server.settings import Network, Settings
 from wabery_server.webhooks.schedule import DELAYS
 
 REFERENCE = Path(__file__).parent / "reference"
-_MADE = "<!-- Made by docs/generate.py from {source}: change it there and run `make docs`. -->"
+PROVOKE = Path(__file__).parent / "provoke.toml"
 
 
 def pages() -> dict[str, str]:
-    """The text of every page, by file name."""
+    """The text of every page, by its path below docs/reference."""
     return {name: "\n".join(lines()).rstrip() + "\n" for name, lines in _PAGES.items()}
 
 
 def _api() -> Iterator[str]:
     yield "# The HTTP API"
     yield ""
-    yield _MADE.format(source="api/routes.py")
+    yield MADE.format(source="api/routes.py")
     yield ""
     yield f"Version {VERSION}. This page is the overview; `openapi.json` (also at `GET /v1/openapi.json`) has every field."
     yield ""
     yield "## Calls"
     yield ""
-    yield from _table(
+    yield from table(
         ("Call", "Does", "For"),
         ((f"`{one.method} {one.path}`", one.summary, document.may_call(one)) for one in OPERATIONS),
     )
@@ -72,7 +78,7 @@ def _api() -> Iterator[str]:
         yield ""
     yield "### `rejection_reason`"
     yield ""
-    yield from _table(
+    yield from table(
         ("`rejection_reason`", "`rejection_message`", "A publishable key sees"),
         ((f"`{one.value}`", one.message, f"`{one.coarse}`") for one in RejectionReason),
     )
@@ -99,38 +105,78 @@ _RULES = """\
 def _errors() -> Iterator[str]:
     yield "# Errors"
     yield ""
-    yield _MADE.format(source="errors.py")
+    yield MADE.format(source="errors.py")
     yield ""
     yield "Every refusal has the same body. The code in `error` is stable, the list of codes is closed; the sentences are not."
     yield ""
-    yield from _json(examples.error(errors.MissingApiKey))
+    yield from as_json(examples.error(errors.MissingApiKey))
     yield ""
     yield "`param` names the field, parameter or header at fault, where there is one. The `hint` says what to do. The"
     yield "`request_id` is in the server's log, and `doc_url` leads to a page about the code on your own server: the one that is"
     yield "linked here."
     yield ""
-    yield from _table(
+    yield from table(
         ("Code", "Status", "What happened"),
         (
-            (f"[`{one.code}`](errors/{one.code}.md)", str(one.status), _oneline(getdoc(one)))
+            (f"[`{one.code}`](errors/{one.code}.md)", str(one.status), oneline(getdoc(one)))
             for one in errors.catalogue()
         ),
     )
 
 
 def _error(code: str) -> Iterator[str]:
+    """The page that the server shows, what it looks like in a client, and how to meet it."""
+    refusals = [refusal for refusal in errors.catalogue() if refusal.code == code]
     title, _, rest = error_pages.page(code).partition("\n\n")
     yield title
     yield ""
-    yield _MADE.format(source="errors.py")
+    yield MADE.format(source="errors.py and docs/provoke.toml")
     yield ""
-    yield rest
+    yield rest.rstrip()
+    yield ""
+    yield from as_json(examples.error(refusals[0]))
+    yield ""
+    yield "## In a client"
+    yield ""
+    for refusal in refusals:
+        raised = _raised(refusal)
+        exit_code = code_of(raised(refusal.message, status=refusal.status)).value
+        yield f"- {refusal.status}: Python raises `{raised.__name__}`, TypeScript `{clients.ERRORS[raised]}`; `wabery` exits with {exit_code}."
+    yield ""
+    yield "## Meet it in `wabery dev`"
+    yield ""
+    steps = tomllib.loads(PROVOKE.read_text()).get(code)
+    if steps is None:
+        yield "Nobody can provoke it from outside."
+        return
+    yield from fence("bash", _READY + (_MINT if "mint " in steps else "") + steps)
+    yield ""
+    yield from fence("text", f'{{"error":"{code}",…')
+
+
+_READY = """\
+set -a; . ~/wabery/.wabery/dev.env; set +a    # where `make dev` runs
+export PATH="$HOME/wabery/.venv/bin:$PATH"
+base=$WABERY_BASE_URL
+"""
+_MINT = """\
+mint() {
+  curl -sS $base/registration-intents -H "Authorization: Bearer $WABERY_API_KEY" \\
+    -H 'Content-Type: application/json' -d "$@"
+}
+"""
+
+
+def _raised(refusal: type[errors.WaberyError]) -> type[APIError]:
+    """What the Python SDK raises for it."""
+    unserved = refusal in (errors.UnknownPath, errors.MethodNotAllowed)
+    return EndpointNotAvailableError if unserved else error_class(refusal.status)
 
 
 def _events() -> Iterator[str]:
     yield "# Events"
     yield ""
-    yield _MADE.format(source="outbox.py, api/event_types.py and api/examples.py")
+    yield MADE.format(source="outbox.py, api/event_types.py and api/examples.py")
     yield ""
     yield "An event is written in the transaction of the change it announces, and posted to the project's `webhook_url`."
     yield "It may come twice and out of order: handle each `webhook-id` (the payload's `event_id`) once."
@@ -163,13 +209,13 @@ def _events() -> Iterator[str]:
             yield ""
             yield "No call sets an endpoint's list of events yet, so nobody receives it so far."
         yield ""
-        yield from _json(examples.delivery(event))
+        yield from as_json(examples.delivery(event))
 
 
 def _settings() -> Iterator[str]:
     yield "# Settings"
     yield ""
-    yield _MADE.format(source="settings.py")
+    yield MADE.format(source="settings.py")
     yield ""
     yield "A setting is read from the environment, else from the TOML file that `WABERY_CONFIG` names (there under its name in"
     yield "lower case and without `WABERY_`), else it has its default. `<NAME>_FILE` names a file that holds the value, for"
@@ -217,21 +263,7 @@ def _default(value: object) -> str:
 def _members(of: type[enum.Enum]) -> Iterator[str]:
     about = explanations(of)
     for member in of:
-        yield f"- `{member.value}`: {_oneline(about[member.name])}"
-
-
-def _table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> Iterator[str]:
-    names = list(head)
-    yield f"| {' | '.join(names)} |"
-    yield f"|{'-|' * len(names)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-
-
-def _json(value: object) -> Iterator[str]:
-    yield "```json"
-    yield json.dumps(value, indent=2, ensure_ascii=False)
-    yield "```"
+        yield f"- `{member.value}`: {oneline(about[member.name])}"
 
 
 def _duration(of: timedelta) -> str:
@@ -242,33 +274,33 @@ def _duration(of: timedelta) -> str:
     return f"{seconds} s"
 
 
-def _oneline(text: str | None) -> str:
-    return " ".join((text or "").split())
-
-
 _PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "api.md": _api,
     "errors.md": _errors,
     **{f"errors/{code}.md": partial(_error, code) for code in error_pages.codes()},
     "events.md": _events,
     "settings.md": _settings,
+    "cli.md": clients.cli,
+    "sdks.md": clients.sdks,
 }
 
 
 def main() -> int:
     """Writes or checks; returns an exit code."""
-    stale = [
-        name
-        for name, text in pages().items()
-        if not (REFERENCE / name).exists() or (REFERENCE / name).read_text() != text
-    ]
+    wanted = pages()
+    there = {path.relative_to(REFERENCE).as_posix(): path.read_text() for path in REFERENCE.rglob("*.md")}
+    stale = [name for name in wanted | there if wanted.get(name) != there.get(name)]
     if "--check" in sys.argv[1:]:
         for name in stale:
             print(f"docs/reference/{name} is stale: run `make docs`.", file=sys.stderr)
         return 1 if stale else 0
-    (REFERENCE / "errors").mkdir(parents=True, exist_ok=True)
-    for name, text in pages().items():
-        (REFERENCE / name).write_text(text)
+    for name in stale:
+        page = REFERENCE / name
+        if name in wanted:
+            page.parent.mkdir(parents=True, exist_ok=True)
+            page.write_text(wanted[name])
+        else:
+            page.unlink()
     return 0
 
 

@@ -320,6 +320,8 @@ class Play:
             if fence.title and fence.title in self.terminals:
                 self.terminals[fence.title].shows(self._with_ports(fence.text))
             return
+        if fence.language not in ("bash", "python", "ts") and not fence.saved:
+            return  # only looked at
         text = self._filled(fence.text)
         if fence.not_run:
             for command in fence.commands:
@@ -334,7 +336,7 @@ class Play:
             self._save(fence, text)
         elif (needed := NEEDED.get(fence.text.strip())) and not Path(needed).exists():
             self.left_out.append(f"{fence.text.strip()} needs {needed}")
-        elif fence.language in ("bash", "python", "ts"):
+        else:
             self._run(fence, text, self._with_ports(expected))
 
     def _run(self, fence: Fence, text: str, expected: str) -> None:

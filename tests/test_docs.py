@@ -20,6 +20,7 @@ from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
 
 from wabery.pytest_plugin import WaberyServer
+from wabery_server import errors
 from wabery_server.db.embedded import Embedded
 from wabery_server.settings import Settings
 
@@ -96,6 +97,14 @@ def test_a_page_does_what_it_says(
 
     if play.left_out:
         pytest.skip("; ".join(play.left_out))
+
+
+def test_every_error_that_can_be_provoked_is_provoked() -> None:
+    by_luck_alone = {"internal_error", "unavailable", "idempotency_in_progress"}
+
+    met = {Path(name).stem for name in PLAYED if name.startswith("docs/reference/errors/")}
+
+    assert met == {refusal.code for refusal in errors.catalogue()} - by_luck_alone
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -279,7 +288,7 @@ def _leads_somewhere(page: Path, link: str, ids: Mapping[Path, set[str]]) -> boo
 def test_every_page_is_there_as_markdown_too(site: Path) -> None:
     pages = [page for page in site.rglob("*.html") if page.name != "404.html"]
 
-    assert len(pages) > 20
+    assert len(pages) > 60
     assert [page for page in pages if not page.with_suffix(".md").exists()] == []
 
 
