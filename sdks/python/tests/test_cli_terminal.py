@@ -13,11 +13,15 @@ import sys
 import termios
 import time
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
 import segno
 from small_server import SECRET_KEY, SmallServer
+
+from wabery import RegistrationIntent
+from wabery.cli._registration_intents import _progress
 
 WABERY = Path(sys.executable).parent / "wabery"
 LINK = re.compile(r"https://wa\.me/\S+")
@@ -136,6 +140,16 @@ def test_waiting_shows_a_code_and_one_changing_line(start: Start, server: SmallS
     assert modules(shown)[: len(expected)] == expected
     assert "Connected: user_1." in shown
     assert shown.index(link) < shown.index("▀") < shown.index("Connected")
+
+
+@pytest.mark.parametrize("phase", [None, "awaiting_confirmation", "awaiting_phone", "awaiting_app", "grace"])
+def test_the_changing_line_is_one_line(phase: str | None) -> None:
+    for end in (datetime.now(UTC), datetime(2026, 12, 24, 20, 30, tzinfo=UTC)):
+        line = _progress(
+            RegistrationIntent({"phase": phase, "expires_at": end.strftime("%Y-%m-%dT%H:%M:%S.000Z")})
+        )
+
+        assert len(line) <= 78  # 80 columns, with the spinner before it
 
 
 def test_ctrl_c_on_a_terminal(start: Start, server: SmallServer) -> None:

@@ -246,8 +246,8 @@ def _progress(intent: RegistrationIntent) -> str:
         case "grace":
             return "Expired; a message that was sent in time may still arrive"
     end: datetime = intent["expires_at"]
-    until = f"{end:%H:%M}" if end.date() == datetime.now(UTC).date() else f"{end:%Y-%m-%d %H:%M}"
-    return f"Waiting for the person to press send in WhatsApp, until {until} UTC (Ctrl-C stops waiting)"
+    until = f"{end:%H:%M}" if end.date() == datetime.now(UTC).date() else f"{end:%d %b %H:%M}"
+    return f"Waiting for the person to press send, until {until} UTC (Ctrl-C leaves)"
 
 
 def _outcome(terminal: Terminal, intent: RegistrationIntent) -> int:
