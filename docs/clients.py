@@ -33,7 +33,7 @@ def cli() -> Iterator[str]:
     yield "## Which key, which server"
     yield ""
     about, places, rule = (_settings.__doc__ or "").strip().split("\n\n")
-    yield oneline(about)
+    yield oneline(about).partition(". ")[2]
     yield ""
     yield from fence("text", re.sub("^ +", "", places, flags=re.MULTILINE))
     yield ""
@@ -204,7 +204,7 @@ set -a; . ~/wabery/.wabery/dev.env; set +a    # where `make dev` runs
 from wabery import Wabery
 
 with Wabery() as wabery:
-    intent = wabery.registration_intents.create(customer_reference="user_python", metadata={"plan": "starter"})
+    intent = wabery.registration_intents.create(customer_reference="user_python")
     print(intent.status, intent.wa_link)
 ```
 
@@ -216,7 +216,7 @@ PENDING https://wa.me/…
 import { Wabery } from "@wabery/sdk";
 
 const wabery = new Wabery();
-const intent = await wabery.registrationIntents.create({ customerReference: "user_ts", metadata: { plan: "starter" } });
+const intent = await wabery.registrationIntents.create({ customerReference: "user_ts" });
 console.log(intent.status, intent.wa_link);
 ```
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import reader
 from jsonschema import Draft202012Validator  # type: ignore[import-untyped]  # it has no stubs
+from markdown_it import MarkdownIt
 from reader import ROOT, Fence, Play, fences
 from referencing import Registry, Resource
 from referencing.jsonschema import DRAFT202012
@@ -116,6 +117,14 @@ def test_every_fence_is_of_a_language_that_somebody_looks_at(name: str) -> None:
     ]
 
     assert unknown == []
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if name.startswith("docs/") or name == "README.md"])
+def test_no_code_stands_outside_a_fence(name: str) -> None:
+    tokens = MarkdownIt().parse((ROOT / name).read_text())
+
+    assert [token.map for token in tokens if token.type == "code_block"] == []
+    assert "<pre" not in (ROOT / name).read_text()
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -5,16 +5,18 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from wabery import WebhookVerificationError
 from wabery.pytest_plugin import WaberyServer
 from wabery.webhooks import sign_for_test
 
 README = Path(__file__).parents[1] / "README.md"
 SHELL = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
-CREATE, CURL, WAIT, PRODUCTION = SHELL
-(VERIFY,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
+DEV, CREATE, CURL, PRODUCTION = SHELL
+(APP,) = re.findall(r"```python\n(.*?)```", README.read_text(), re.DOTALL)
 BIN = str(Path(sys.executable).parent)
 
 
@@ -70,36 +72,50 @@ def test_curl_mints_with_a_publishable_key(clone: Path) -> None:
     assert '"reference_trust":"unverified"' in answer
 
 
-def test_waiting_ends_when_the_person_has_sent(clone: Path, wabery_server: WaberyServer) -> None:
-    with shell(WAIT, clone) as waiting:
-        assert waiting.stdout is not None
-        link = next(line for line in waiting.stdout if line.startswith("https://wa.me/"))
-        wabery_server.press_send(link.strip(), persona="ben")
-        waiting.communicate(timeout=30)
+def test_the_lines_for_an_app_mint_and_believe(
+    wabery_server: WaberyServer, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    secret = "whsec_bWFkZSBmb3IgdGhpcyB0ZXN0LCBubyBzZWNyZXQ="
+    monkeypatch.setenv("WABERY_API_KEY", wabery_server.api_key)
+    monkeypatch.setenv("WABERY_BASE_URL", wabery_server.base_url)
+    monkeypatch.setenv("WABERY_WEBHOOK_SECRET", secret)
+    payload = {"customer_reference": "user_123", "contact_id": "contact_1"}
+    body, headers = sign_for_test({"event": "participant.joined", "payload": payload}, secret)
+    names: dict[str, Any] = {}
 
-    assert waiting.returncode == 0
-    (joined, *_) = wabery_server.client.registration_intents.list(customer_reference="user_456")
-    assert joined.status == "JOINED"
+    exec(APP, names)
+    names["wabery"].close()
+    names["receive"](body, headers)
+
+    assert names["link"].startswith("https://wa.me/")
+    assert capsys.readouterr().out == "user_123 is contact_1\n"
+    with pytest.raises(WebhookVerificationError):
+        names["receive"](body + b" ", headers)
 
 
-def test_the_lines_of_python_verify_what_we_sign() -> None:
-    secret = "whsec_c2VjcmV0"
-    body, headers = sign_for_test({"event": "participant.joined"}, secret)
-    names: dict[str, object] = {}
-    exec(VERIFY, names)
-    is_from_wabery = names["is_from_wabery"]
-    assert callable(is_from_wabery)
+def test_its_first_line_is_a_command_of_the_makefile() -> None:
+    subprocess.run(["make", "-n", *DEV.partition("#")[0].split()[1:]], cwd=README.parent, check=True)
 
-    assert is_from_wabery(body, headers["x-wabery-signature"], secret)
-    assert not is_from_wabery(body + b" ", headers["x-wabery-signature"], secret)
-    assert not is_from_wabery(body, "sha256=ä", secret)
+
+def test_it_can_be_read_at_once() -> None:
+    assert len(README.read_text().splitlines()) <= 150
+
+
+def test_what_it_shows_and_installs_is_there() -> None:
+    text = README.read_text()
+    pictures = re.findall(r"!\[.+?\]\((.+?)\)", text)
+    paths = re.findall(r"`(?:\./)?(sdks/\w+|requirements/\S+?)`|\./(\w+/\w+)\[", text)
+
+    assert len(pictures) == 3
+    assert [path for path in pictures if not (README.parent / path).exists()] == []
+    assert [path for both in paths for path in both if not (README.parent / path).exists()] == []
 
 
 def test_every_production_command_has_the_flags_that_are_shown(tmp_path: Path) -> None:
     lines = PRODUCTION.replace("\\\n", "").splitlines()
     commands = [line.partition("#")[0].split() for line in lines if line.startswith("wabery ")]
 
-    assert len(commands) >= 8
+    assert len(commands) >= 6
     for words in commands:
         flags = [word for word in words if word.startswith("--")]
         names = words[1 : words.index(flags[0])] if flags else words[1:]
