@@ -434,6 +434,28 @@ async def test_what_was_read_is_believed_for_two_seconds(
         await known.caller(made.value)
 
 
+async def test_what_is_in_use_is_read_anew_while_it_is_still_believed(
+    database: Counted, known: Directory, acme: Project, seconds: Seconds
+) -> None:
+    made = await keyed(database, acme)
+    await known.caller(made.value)
+    database.gate.clear()
+    database.read.clear()
+
+    seconds.now += 1.5
+    meanwhile = await asyncio.wait_for(known.caller(made.value), 5)
+    await asyncio.wait_for(database.read.wait(), 5)
+    database.gate.set()
+    while known._callers._under_way:
+        await asyncio.sleep(0)
+    before = database.count
+    seconds.now += 0.9
+    afterwards = await known.caller(made.value)
+
+    assert meanwhile.key.id == afterwards.key.id == made.key.id
+    assert database.count == before
+
+
 async def test_a_signal_drops_what_was_read(
     database: Counted, known: Directory, acme: Project, signals: Signals
 ) -> None:

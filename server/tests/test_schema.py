@@ -329,10 +329,13 @@ async def test_an_index_can_serve_whatever_reads_a_hot_table(filled: Source, sta
     assert not any(one.scanned & HOT for one in found)
 
 
+@pytest.mark.parametrize("analysed_empty", [False, True])
 async def test_a_database_that_grows_from_nothing_gets_the_same_plans(
-    source: Source, database: Database
+    source: Source, database: Database, analysed_empty: bool
 ) -> None:
     connection = await source.connect()
+    if analysed_empty:
+        await connection.execute("vacuum analyze")
     await grow(connection)
 
     analysed = await database.run(statistics.gather)

@@ -1,7 +1,7 @@
 """This process's copy of the small tables, for the hot path: who calls, and which channel is meant.
 
-What was read is believed for two seconds at most, and dropped at once on the signal "accounts". Unknown keys and
-numbers are remembered too, apart from the known ones, so that a flood of made-up keys can neither reach the database
+What was read is believed for two seconds at most, and dropped at once on the signal "accounts". What is asked for in the
+second half of that time is read anew meanwhile, so that nobody waits for it. Unknown keys and numbers are remembered too, apart from the known ones, so that a flood of made-up keys can neither reach the database
 twice nor push the real ones out.
 """
 
@@ -35,6 +35,7 @@ V = TypeVar("V")
 TOPIC = "accounts"
 """The signal after every change of what is remembered here."""
 BELIEVED_SECONDS = 2.0
+_FRESH_SECONDS = 1.0
 REMEMBERED = 10_000
 """Answers of each sort; the oldest leave first."""
 WRITE_USES_EVERY = timedelta(seconds=10)
@@ -242,21 +243,32 @@ class _Remembered(Generic[K, V]):
     def known(self, key: K) -> V | None:
         """What is known without a look-up; None is no answer."""
         entry = self._found.get(key)
-        return entry[1] if entry is not None and self._now() < entry[0] else None
+        if entry is None:
+            return None
+        left = entry[0] - self._now()
+        if left <= BELIEVED_SECONDS - _FRESH_SECONDS and key not in self._under_way:
+            self._begin(key)
+        return entry[1] if left > 0 else None
 
     async def ask(self, key: K) -> V | None:
         """None: there is no such thing."""
-        entry = self._found.get(key) or self._absent.get(key)
-        if entry is not None and self._now() < entry[0]:
-            return entry[1]
-        task = self._under_way.get(key)
-        if task is None:
-            task = self._under_way[key] = asyncio.create_task(self._find(key))
+        value = self.known(key)
+        if value is not None:
+            return value
+        absent = self._absent.get(key)
+        if absent is not None and self._now() < absent[0]:
+            return None
+        task = self._under_way.get(key) or self._begin(key)
         return await asyncio.shield(task)  # one caller's hanging up must not fail the others
 
     def forget(self) -> None:
         """Also what is being looked up right now, for it may have been read before the change."""
         self._found, self._absent, self._under_way = {}, {}, {}
+
+    def _begin(self, key: K) -> "asyncio.Task[V | None]":
+        task = self._under_way[key] = asyncio.create_task(self._find(key))
+        task.add_done_callback(_looked_at)
+        return task
 
     async def _find(self, key: K) -> V | None:
         until = self._now() + BELIEVED_SECONDS
@@ -282,6 +294,12 @@ class _Remembered(Generic[K, V]):
         else:
             self._found[key] = (until, value)
             _trim(self._found, self._now())
+
+
+def _looked_at(task: "asyncio.Task[object]") -> None:
+    """Where nobody waited for it, a failure tells nobody anything: whoever asks next looks again, and waits."""
+    if not task.cancelled():
+        task.exception()
 
 
 def _trim(entries: dict[K, tuple[float, V]], now: float) -> None:

@@ -1,4 +1,4 @@
-"""First statistics: until a table has been analysed, PostgreSQL guesses, and plans that are kept keep its guesses.
+"""First statistics: until a table has been analysed with rows in it, PostgreSQL guesses, and kept plans keep its guesses.
 
 Of two indexes that begin with project_id it may then take the one that reads the whole project. Autovacuum would come by
 within a minute; a new installation that is put under load at once does not wait for it.
@@ -8,15 +8,15 @@ from wabery_server.db import Tx
 
 _ENOUGH_BYTES = 65_536
 """Some hundred rows: fewer are read quickly by any plan, and say little about the many to come."""
-_NEVER_ANALYSED = """
+_NOTHING_KNOWN = """
 select c.oid::regclass::text as name from pg_class c
-where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r' and c.reltuples < 0
+where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r' and c.reltuples <= 0
   and pg_has_role(c.relowner, 'usage') and pg_relation_size(c.oid) >= $1"""
 
 
 async def gather(tx: Tx) -> list[str]:
-    """Analyses the tables that have grown and never were, so that everybody plans anew; returns their names."""
-    names = [row["name"] for row in await tx.rows(_NEVER_ANALYSED, _ENOUGH_BYTES)]
+    """Analyses the tables that have grown since they were empty, so that everybody plans anew; returns their names."""
+    names = [row["name"] for row in await tx.rows(_NOTHING_KNOWN, _ENOUGH_BYTES)]
     for name in names:
         await tx.run(f"analyze (skip_locked) {name}")
     return names
