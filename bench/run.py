@@ -36,8 +36,9 @@ import msgspec
 from wabery_server import accounts, ids, intents
 from wabery_server.accounts import KeyDraft, ProjectChanges, ProjectDraft
 from wabery_server.contacts import Identity
-from wabery_server.db import Database, Source, Tx, statistics
+from wabery_server.db import Database, Source, Tx
 from wabery_server.db.embedded import Embedded
+from wabery_server.db.statistics import gather
 from wabery_server.idempotency import Stored
 from wabery_server.intents import Intent, Mint, Status, Trust
 from wabery_server.phone import payloads
@@ -117,7 +118,7 @@ class Bench:
 
     async def _gather_statistics(self) -> None:
         async with self._database() as database:
-            await database.run(statistics.gather)
+            await database.run(gather)
 
     def _round(self, server: "Server") -> None:
         self._pgbench("limit: insert, pgbench", "insert.sql")

@@ -446,8 +446,7 @@ async def test_what_is_in_use_is_read_anew_while_it_is_still_believed(
     meanwhile = await asyncio.wait_for(known.caller(made.value), 5)
     await asyncio.wait_for(database.read.wait(), 5)
     database.gate.set()
-    while known._callers._under_way:
-        await asyncio.sleep(0)
+    await asyncio.gather(*known._callers._under_way.values())
     before = database.count
     seconds.now += 0.9
     afterwards = await known.caller(made.value)
