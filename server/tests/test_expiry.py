@@ -326,6 +326,17 @@ async def watched(app: App, intent: dict[str, Any], many: int) -> None:
 
 
 @pytest.mark.usefixtures("only_hints")
+async def test_who_leaves_while_waiting_gives_the_place_up(app: App, acme: Tenant) -> None:
+    intent = await app.mint(acme.secret_key)
+    leaving = asyncio.create_task(app.call("GET", f"{INTENTS}/{intent['id']}?wait=25", acme.secret_key))
+    await watched(app, intent, 1)
+
+    leaving.cancel()
+
+    await watched(app, intent, 0)  # sooner than the 25 seconds it asked for
+
+
+@pytest.mark.usefixtures("only_hints")
 async def test_everybody_who_waits_hears_of_a_join(app: App, other: App, acme: Tenant) -> None:
     intent = await app.mint(acme.secret_key)
 

@@ -280,7 +280,7 @@ async def test_many_minted_at_once_are_shown_as_one_is(app: App, acme: Tenant) -
 
     assert set(reply.body) == {"object", "data"}
     assert [set(one) for one in reply.body["data"]] == [
-        MINTED, MINTED | {"qr"}, {"object", "error", "message", "param"}
+        MINTED, MINTED | {"qr"}, {"object", "error", "message", "param", "hint"}
     ]  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from wabery_server.clock import MovableClock
 from wabery_server.contacts import Identity
 from wabery_server.db import Database, Tx
 from wabery_server.db.signals import Signals
+from wabery_server.main import http_config
 from wabery_server.phone import payloads
 from wabery_server.secrets import Keyring
 from wabery_server.settings import Settings
@@ -141,14 +142,7 @@ async def serving(
         service = Service(
             settings, database=database, keyring=keyring, clock=clock, signals=signals, directory=directory
         )
-        config = uvicorn.Config(
-            application(service, OPERATIONS, []),
-            lifespan="off",
-            log_config=None,
-            ws="none",
-            access_log=False,
-            proxy_headers=False,
-        )
+        config = http_config(application(service, OPERATIONS, []))
         server = uvicorn.Server(config)
         server.config.load()
         listener = await asyncio.get_running_loop().create_server(

@@ -200,7 +200,7 @@ async def serve(
             worker = asyncio.create_task(_work(made, installation, running.service.signals))
             stack.push_async_callback(_stopped, worker)
         app = wrap(running.app) if wrap else running.app
-        server = _Server(_config(app))
+        server = _Server(http_config(app))
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, server.stop, running.service)
@@ -369,7 +369,8 @@ class _Gathering(asyncio.Transport):
             self._written.clear()
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
+def http_config(app: ASGIApp) -> uvicorn.Config:
+    """How the application is served."""
     return uvicorn.Config(
         app,
         http=_Protocol,

@@ -25,7 +25,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wabery_server import errors, idempotency, ids, logs
 from wabery_server.accounts import Caller
 from wabery_server.accounts import Scope as KeyScope
-from wabery_server.api.call import Answer, Call, Headers, Stream
+from wabery_server.api.call import Answer, Call, Headers, Stream, gone
 from wabery_server.api.service import Service
 from wabery_server.db import Conflict, Tx
 from wabery_server.settings import Settings
@@ -49,7 +49,6 @@ Handler = Callable[[Call], Awaitable[Answer]]
 Writer = Callable[[Call, Tx], Awaitable[Answer]]
 
 _encode = msgspec.json.Encoder().encode
-_NO_QUERY = QueryParams()
 _VERSION_HEADER = (b"wabery-version", VERSION.encode())
 _PARAMETER = re.compile(r"\{(\w+)\}")
 _NO_STORE = (b"cache-control", b"no-store")
@@ -168,9 +167,10 @@ class Resource:
                 method=method,
                 path=scope["path"],
                 params=scope.get("path_params", {}),
-                query=QueryParams(scope["query_string"]) if scope["query_string"] else _NO_QUERY,
+                query=dict(QueryParams(scope["query_string"])) if scope["query_string"] else {},
                 headers=headers,
                 body=body,
+                receive=receive,
                 request_id=request_id,
                 ip=client_ip(scope, headers, self._trusted),
                 out=out,
@@ -370,11 +370,7 @@ async def _send_parts(send: Send, stream: Stream, receive: Receive) -> None:
             async for part in stream:
                 await send({"type": "http.response.body", "body": part, "more_body": True})
 
-    async def gone() -> None:
-        while (await receive())["type"] != "http.disconnect":
-            pass
-
-    sending, leaving = asyncio.ensure_future(parts()), asyncio.ensure_future(gone())
+    sending, leaving = asyncio.ensure_future(parts()), asyncio.ensure_future(gone(receive))
     try:
         # To a connection that is closed, sending is silently nothing: the stream would go on for nobody.
         await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 import msgspec
-from starlette.datastructures import QueryParams
+from starlette.types import Receive
 
 from wabery_server import errors, idempotency
 from wabery_server.accounts import Caller
@@ -80,6 +80,7 @@ class Call:
         "params",
         "path",
         "query",
+        "receive",
         "request_id",
         "service",
         "who",
@@ -93,9 +94,10 @@ class Call:
         method: str,
         path: str,
         params: Mapping[str, str],
-        query: QueryParams,
+        query: Mapping[str, str],
         headers: Headers,
         body: bytes,
+        receive: Receive,
         request_id: str,
         ip: str,
         out: list[tuple[bytes, bytes]],
@@ -108,6 +110,7 @@ class Call:
         self.query = query
         self.headers = headers
         self.body = body
+        self.receive = receive
         self.request_id = request_id
         self.ip = ip
         self.out = out
@@ -231,6 +234,12 @@ class Call:
                 raise errors.InvalidRequest(
                     f"There is no query parameter {name[:64]!r} here.", param=name[:64]
                 )
+
+
+async def gone(receive: Receive) -> None:
+    """Returns when the caller has closed the connection; to be called when the body has been read."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 def decode(body: bytes, content_type: str, kind: type[T]) -> T:

@@ -16,7 +16,7 @@ from msgspec import UNSET
 from wabery_server import contacts, errors, idempotency, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
 from wabery_server.api.app import CLIENT_SECRET, etag, plain_address
-from wabery_server.api.call import Answer, Call, Stream, decode
+from wabery_server.api.call import Answer, Call, Stream, decode, gone
 from wabery_server.api.intent_types import (
     LANGUAGE_TAG,
     WITHOUT_CONTROLS,
@@ -267,14 +267,17 @@ async def _found(call: Call, intent_id: str) -> Intent:
 
 
 async def _waited(call: Call, intent_id: str, seconds: int) -> Intent:
-    """Reads again at every hint, and when time alone changes what a reader sees."""
+    """Reads again at every hint, and when time alone changes what a reader sees; ends when nobody waits any more."""
     service = call.service
     grace = service.settings.expiry_grace
     end = service.clock.now() + timedelta(seconds=seconds)
-    with service.watch.on(intent_id) as waiter:
+    leaving = asyncio.ensure_future(gone(call.receive))
+    with service.watch.on(intent_id) as waiter, contextlib.ExitStack() as stack:
+        stack.callback(leaving.cancel)
+        leaving.add_done_callback(lambda _done: waiter.wake())
         intent = await _found(call, intent_id)
         first = intent.seen_at(service.clock.now(), grace)
-        while not service.draining:
+        while not service.draining and not leaving.done():
             now = service.clock.now()
             final = intent.status != Status.PENDING or now >= intent.expires_at + grace
             if final or now >= end or intent.seen_at(now, grace) != first:

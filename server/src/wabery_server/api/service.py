@@ -154,6 +154,10 @@ class Waiter:
     ) -> None:
         self._watch.leave(self._intent_id, self._event)
 
+    def wake(self) -> None:
+        """As a hint does."""
+        self._event.set()
+
     async def changed(self, within: timedelta) -> None:
         """Returns after a hint, after `within`, or after two seconds, since a hint can be lost."""
         with contextlib.suppress(TimeoutError):
