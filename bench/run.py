@@ -16,6 +16,7 @@ import hmac
 import json
 import os
 import platform
+import re
 import shutil
 import signal
 import statistics
@@ -41,6 +42,8 @@ from wabery_server.db.embedded import Embedded
 from wabery_server.db.statistics import gather
 from wabery_server.idempotency import Stored
 from wabery_server.intents import Intent, Mint, Status, Trust
+from wabery_server.intents.intent import sql as intent_sql
+from wabery_server.intents.mint import MAX_PENDING
 from wabery_server.phone import payloads
 from wabery_server.secrets import Keyring, Subkeys
 
@@ -56,8 +59,44 @@ LIFTED = {
     "WABERY_MAX_CONNECTIONS": "2",  # the embedded server has 40, and pgbench takes 32 of them
 }
 """One client plays thousands: the limits are counted as always, but do not refuse."""
+TENANTS = 100
 POLLED = 100_000
 PATIENCE_SECONDS = 120
+
+
+def for_pgbench(statement: str, random: str, *values: str) -> str:
+    """A statement of ours as pgbench runs it, with a random number n among its values."""
+    filled = re.sub(r"\$(\d+)", lambda found: f"({values[int(found[1]) - 1]})", statement)
+    return f"\\set n {random}\n{filled};\n"
+
+
+INSERT = for_pgbench(
+    intent_sql.insert,
+    "random(1, 9000000000000000000)",
+    *(
+        ":project",
+        "'reg_' || lpad(:n::text, 26, '0')",
+        "'pgbench-' || :n::text",
+        """'{"plan":"starter"}'""",
+        "'server'",
+    ),
+    *(
+        ":channel",
+        ":key",
+        "null",
+        "sha256(int8send(:n::bigint))",
+        "'abcdef'",
+        "1",
+        "now()",
+        "now() + interval '1 day'",
+    ),
+    str(MAX_PENDING),
+)
+SELECT = for_pgbench(
+    intent_sql.find,
+    f"{TENANTS} * random(0, {POLLED // TENANTS - 1})",
+    *(":project", "'reg_' || lpad(:n::text, 26, '0')"),
+)
 
 
 @dataclass
@@ -121,11 +160,11 @@ class Bench:
             await database.run(gather)
 
     def _round(self, server: "Server") -> None:
-        self._pgbench("limit: insert, pgbench", "insert.sql")
+        self._pgbench("limit: insert, pgbench", INSERT)
         self._mint(server, "mint, 1 project", 1)
         self._mint(server, "mint, 100 projects", 100)
         self._mint(server, "mint, Idempotency-Key", 1, idempotent=True)
-        self._pgbench("limit: select, pgbench", "select.sql")
+        self._pgbench("limit: select, pgbench", SELECT)
         self._poll(server)
         self._inbound(server)
         self._deliver()
@@ -151,6 +190,8 @@ class Bench:
         async with self._database() as database:
             await database.run(self._make_tenants)
             made = [self._new_mint(self.tenants[n % len(self.tenants)], f"polled-{n}") for n in range(POLLED)]
+            for number, mint in enumerate(made):
+                mint.intent.id = f"reg_{number:026}"  # which pgbench can make up too
             await self._insert(database, made)
             publishable = {tenant.project.id: tenant.publishable_key for tenant in self.tenants}
             with (self.folder / "polled.txt").open("w") as file:
@@ -169,7 +210,7 @@ class Bench:
         self.tenants.clear()
         now = datetime.now(UTC)
         organization_id = await accounts.find_organization(tx)
-        for number in range(100):
+        for number in range(TENANTS):
             draft = ProjectDraft(name=f"bench {number}")
             new = accounts.new_project(organization_id, draft, keyring=self.keyring, at=now)
             await accounts.create_project(tx, new, keyring=self.keyring, actor="cli:bench", at=now)
@@ -324,7 +365,9 @@ class Bench:
         figure.refused += result["refused"] + result["broken"]
         say(f"{name:28} {figure.rates[-1]:9,.0f}/s  p50 {result['p50']:6.2f}  p99 {result['p99']:6.2f}")
 
-    def _pgbench(self, name: str, script: str) -> None:
+    def _pgbench(self, name: str, statement: str) -> None:
+        script = self.folder / "pgbench.sql"
+        script.write_text(statement)
         address = self.embedded.address
         environ = {"PATH": os.environ["PATH"], "PGPASSWORD": address.password or ""}
         tenant = self.tenants[0]
@@ -342,14 +385,14 @@ class Bench:
             "-D",
             f"channel={tenant.channel.id}",
             "-f",
-            str(HERE / "pgbench" / script),
+            str(script),
             address.database,
         ]
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=PATIENCE_SECONDS, check=False, env=environ
         )
         if done.returncode != 0:
-            raise SystemExit(f"pgbench failed: {done.stderr[-2000:]}")
+            raise SystemExit(f"pgbench failed: {done.stderr[:2000]}")
         rate = next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("tps = "))
         self.figures.setdefault(name, Figure(name)).rates.append(rate)
         say(f"{name:28} {rate:9,.0f}/s")
