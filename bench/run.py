@@ -557,6 +557,7 @@ def main() -> None:
     )
     print(text)
     if arguments.write:
+        (HERE / "results").mkdir(exist_ok=True)
         path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-c{arguments.connections}.md"
         path.write_text(text + "\n")
         say(f"written to {path}")

@@ -442,13 +442,13 @@ async def test_what_is_in_use_is_read_anew_while_it_is_still_believed(
     database.gate.clear()
     database.read.clear()
 
-    seconds.now += 1.5
+    seconds.now += 1.9
     meanwhile = await asyncio.wait_for(known.caller(made.value), 5)
     await asyncio.wait_for(database.read.wait(), 5)
     database.gate.set()
     await asyncio.gather(*known._callers._under_way.values())
     before = database.count
-    seconds.now += 0.9
+    seconds.now += 0.7
     afterwards = await known.caller(made.value)
 
     assert meanwhile.key.id == afterwards.key.id == made.key.id

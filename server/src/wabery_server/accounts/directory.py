@@ -1,12 +1,14 @@
 """This process's copy of the small tables, for the hot path: who calls, and which channel is meant.
 
-What was read is believed for two seconds at most, and dropped at once on the signal "accounts". What is asked for in the
-second half of that time is read anew meanwhile, so that nobody waits for it. Unknown keys and numbers are remembered too, apart from the known ones, so that a flood of made-up keys can neither reach the database
+What was read is believed for two seconds at most, and dropped at once on the signal "accounts". What is asked for towards
+the end of that time is read anew meanwhile, each at a moment of its own, so that nobody waits for it and many that were read
+together are not read again together. Unknown keys and numbers are remembered too, apart from the known ones, so that a flood of made-up keys can neither reach the database
 twice nor push the real ones out.
 """
 
 import asyncio
 import contextlib
+import random
 import time
 from collections.abc import Awaitable, Callable, Hashable
 from datetime import datetime, timedelta
@@ -35,7 +37,8 @@ V = TypeVar("V")
 TOPIC = "accounts"
 """The signal after every change of what is remembered here."""
 BELIEVED_SECONDS = 2.0
-_FRESH_SECONDS = 1.0
+_READ_AHEAD_SECONDS = (0.25, 1.25)
+"""How long before its end something is read anew: at least, at most."""
 REMEMBERED = 10_000
 """Answers of each sort; the oldest leave first."""
 WRITE_USES_EVERY = timedelta(seconds=10)
@@ -230,14 +233,22 @@ class Directory:
             log.warning("key uses were not written: %s", failure)
 
 
+class _Entry(NamedTuple, Generic[V]):
+    value: V
+    until: float
+    """From then on it is not believed."""
+    again_at: float
+    """Whoever asks from then on has it read anew."""
+
+
 class _Remembered(Generic[K, V]):
     """Answers to a look-up, believed for a while. Whoever asks while the same is being looked up waits for that."""
 
     def __init__(self, look_up: Callable[[K], Awaitable[V | None]], now: Callable[[], float]) -> None:
         self._look_up = look_up
         self._now = now
-        self._found: dict[K, tuple[float, V]] = {}
-        self._absent: dict[K, tuple[float, None]] = {}
+        self._found: dict[K, _Entry[V]] = {}
+        self._absent: dict[K, _Entry[None]] = {}
         self._under_way: dict[K, asyncio.Task[V | None]] = {}
 
     def known(self, key: K) -> V | None:
@@ -245,10 +256,10 @@ class _Remembered(Generic[K, V]):
         entry = self._found.get(key)
         if entry is None:
             return None
-        left = entry[0] - self._now()
-        if left <= BELIEVED_SECONDS - _FRESH_SECONDS and key not in self._under_way:
+        now = self._now()
+        if now >= entry.again_at and key not in self._under_way:
             self._begin(key)
-        return entry[1] if left > 0 else None
+        return entry.value if now < entry.until else None
 
     async def ask(self, key: K) -> V | None:
         """None: there is no such thing."""
@@ -256,7 +267,7 @@ class _Remembered(Generic[K, V]):
         if value is not None:
             return value
         absent = self._absent.get(key)
-        if absent is not None and self._now() < absent[0]:
+        if absent is not None and self._now() < absent.until:
             return None
         task = self._under_way.get(key) or self._begin(key)
         return await asyncio.shield(task)  # one caller's hanging up must not fail the others
@@ -289,10 +300,11 @@ class _Remembered(Generic[K, V]):
         self._found.pop(key, None)
         self._absent.pop(key, None)
         if value is None:
-            self._absent[key] = (until, None)
+            self._absent[key] = _Entry(None, until, until)
             _trim(self._absent, self._now())
         else:
-            self._found[key] = (until, value)
+            ahead = random.uniform(*_READ_AHEAD_SECONDS)  # noqa: S311  # jitter
+            self._found[key] = _Entry(value, until, until - ahead)
             _trim(self._found, self._now())
 
 
@@ -302,10 +314,10 @@ def _looked_at(task: "asyncio.Task[object]") -> None:
         task.exception()
 
 
-def _trim(entries: dict[K, tuple[float, V]], now: float) -> None:
+def _trim(entries: dict[K, _Entry[V]], now: float) -> None:
     """Entries are in the order of their age: what is too old, or one too many, is in front."""
     while entries:
         oldest = next(iter(entries))
-        if len(entries) <= REMEMBERED and entries[oldest][0] > now:
+        if len(entries) <= REMEMBERED and entries[oldest].until > now:
             return
         del entries[oldest]
