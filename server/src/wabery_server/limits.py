@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable
 
 from msgspec import Struct
 
-_MAX_KEYS = 50_000
+_MAX_KEYS = 20_000
 
 
 class Allowance(Struct, frozen=True):
