@@ -16,7 +16,7 @@ import msgspec
 import pytest
 
 import wabery_server
-from wabery_server.db import LANE, MOST_ROWS, Database, Row, Source, statistics
+from wabery_server.db import LANE, MOST_ROWS, Database, Row, Source, Tx, statistics
 from wabery_server.db.embedded import Embedded
 from wabery_server.db.migrate import migrate
 from wabery_server.db.queries import for_rows, parse
@@ -347,6 +347,46 @@ async def test_a_database_that_grows_from_nothing_gets_the_same_plans(
     assert {called: indexes for called, indexes in of_hot_tables.items() if indexes} == INDEXES
     assert set(analysed) >= HOT - {"api_key_uses"}
     assert again == []
+
+
+# Written for one row
+
+
+def test_a_statement_for_one_row_becomes_one_for_as_many_as_are_needed() -> None:
+    insert = "insert into t (a, b) values ($1, $2::json) on conflict do nothing"
+    read = "select t.* from (values ($1::text, $2::bytea)) w (a, b) join t on t.a = w.a and t.b = w.b"
+
+    assert for_rows(insert, 1) == insert
+    assert for_rows(insert, 3).endswith(
+        "values ($1, $2::json), ($3, $4::json), ($5, $6::json) on conflict do nothing"
+    )
+    assert "(values ($1::text, $2::bytea), ($3::text, $4::bytea)) w (a, b)" in for_rows(read, 2)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "select a from t where b = $1",
+        "insert into t (a) values (now())",
+        "insert into t (a, b) values ($1, $2) on conflict (a) do update set b = $3",
+        "insert into t (a) values ($1) returning (select max(b) from (values ($2)) w (b))",
+    ],
+)
+def test_a_statement_that_cannot_take_rows_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="not a statement for rows"):
+        for_rows(text, 2)
+
+
+async def test_more_rows_than_a_statement_takes_are_cut(database: Database) -> None:
+    many = [(f"org_{number:03}",) for number in range(2 * MOST_ROWS + 1)]
+
+    async def count(tx: Tx) -> list[int]:
+        text = "select w.id, count(*) over () as together from (values ($1::text)) w (id)"
+        rows = await tx.rows_each(text, many)
+        assert [row["id"] for row in rows] == [one for (one,) in many]
+        return sorted({row["together"] for row in rows})
+
+    assert await database.run(count) == [1, MOST_ROWS]
 
 
 # Held to the rules
