@@ -43,22 +43,22 @@ def find_tokens(texts: Iterable[str]) -> Found:
     tokens: dict[str, None] = {}
     malformed = False
     for text in texts:
-        plain = _plain(text[:_MAX_TEXT])
-        for match in _TOKEN.finditer(plain):
+        found, others = _runs(_plain(text[:_MAX_TEXT]))
+        for match in found:
             tokens["wjr_" + _SEPARATORS.sub("", match[1]).lower().translate(_CROCKFORD)] = None
-        malformed = malformed or _NEARLY.search(_blanked(plain)) is not None
+        malformed = malformed or bool(others)
     return Found(tuple(tokens), malformed)
 
 
 def redact_tokens(text: str) -> str:
     """The text, of any length, with every token-shaped run taken out, and all else as it was."""
-    plain = _plain(text)
-    if _TOKEN.search(plain) is None and _NEARLY.search(plain) is None:
+    tokens, others = _runs(_plain(text))
+    if not tokens and not others:
         return text
     places: Sequence[int] = range(len(text))
     if not text.isascii():
         places = [place for place, character in enumerate(text) for _ in _fold(character)]
-    runs = [match.span() for match in (*_TOKEN.finditer(plain), *_NEARLY.finditer(_blanked(plain)))]
+    runs = [match.span() for match in (*tokens, *others)]
     kept = []
     end = 0
     for first, behind in sorted(runs):
@@ -67,8 +67,14 @@ def redact_tokens(text: str) -> str:
     return "".join([*kept, text[end:]])
 
 
-def _blanked(plain: str) -> str:
-    return _TOKEN.sub(lambda match: " " * len(match[0]), plain)
+def _runs(plain: str) -> tuple[list[re.Match[str]], list[re.Match[str]]]:
+    """The tokens in a folded text, and whatever else looks like one; for neither is there room without its prefix."""
+    prefixes = plain.lower().count("wjr")
+    tokens = list(_TOKEN.finditer(plain)) if prefixes else []
+    if prefixes == len(tokens):
+        return tokens, []
+    blanked = _TOKEN.sub(lambda match: " " * len(match[0]), plain)
+    return tokens, list(_NEARLY.finditer(blanked))
 
 
 def _plain(text: str) -> str:
