@@ -76,6 +76,7 @@ l.project_id, l.id, l.contact_id, l.customer_reference, l.registration_intent_id
     l.created_at
 
 -- name: links_of_contact, hot
+-- `offset 0` does what `limit 1` does elsewhere: each row is looked up by its key, whatever the planner thinks of the table.
 select l.*
 from (values ($1::text, $2::text)) w (project_id, contact_id)
 cross join lateral (

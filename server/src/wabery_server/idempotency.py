@@ -139,6 +139,14 @@ async def find(
     return found
 
 
+async def answered(tx: Tx, key: Key, *, keyring: Keyring, at: datetime) -> Stored | None:
+    """What a key answered before; None when it is free. Raises errors.IdempotencyKeyReused."""
+    before = (await find(tx, [key], keyring=keyring, at=at)).get(key.identity)
+    if isinstance(before, errors.WaberyError):
+        raise before
+    return before
+
+
 async def projects_with_expired(tx: Tx, now: datetime, limit: int) -> list[str]:
     """Projects that have something to prune."""
     return [row["id"] for row in await tx.rows(sql.any_project_expired, now, limit)]

@@ -1,9 +1,9 @@
 """This process's copy of the small tables, for the hot path: who calls, and which channel is meant.
 
 What was read is believed for two seconds at most, and dropped at once on the signal "accounts". What is asked for towards
-the end of that time is read anew meanwhile, each at a moment of its own, so that nobody waits for it and many that were read
-together are not read again together. Unknown keys and numbers are remembered too, apart from the known ones, so that a flood of made-up keys can neither reach the database
-twice nor push the real ones out.
+the end of that time is read anew meanwhile, each at a moment of its own, so that nobody waits for it and what was read
+together is not read again together. Unknown keys and numbers are remembered too, apart from the known ones, so that a
+flood of made-up keys can neither reach the database twice nor push the real ones out.
 """
 
 import asyncio

@@ -303,10 +303,7 @@ async def _run(operation: Operation, call: Call) -> Answer:
         call.after.clear()
         now = call.service.clock.now()
         if key is not None:
-            found = await idempotency.find(tx, [key], keyring=call.service.keyring, at=now)
-            before = found.get(key.identity)
-            if isinstance(before, errors.WaberyError):
-                raise before
+            before = await idempotency.answered(tx, key, keyring=call.service.keyring, at=now)
             if before is not None:
                 return call.replayed(before)
         answer = await operation.handler(call, tx)  # type: ignore[call-arg]

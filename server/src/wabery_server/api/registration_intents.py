@@ -55,8 +55,12 @@ async def create(call: Call) -> Answer:
         call.limit(service.per_ip.take(_network(call.ip)))
     reference = (caller.project.id, wanted.customer_reference, trust)
     allowance = service.per_reference.take(reference)
-    if key is not None and not allowance.allowed and (kept := await _kept(call, key)) is not None:
-        return call.replayed(kept)
+    if key is not None and not allowance.allowed:
+        before = await service.database.run(
+            lambda tx: idempotency.answered(tx, key, keyring=service.keyring, at=service.clock.now())
+        )
+        if before is not None:
+            return call.replayed(before)
     call.limit(allowance)
     now = service.clock.now()
     mint = await _prepared(call, wanted, metadata, trust, ids.new("reg", now), now)
@@ -66,18 +70,6 @@ async def create(call: Call) -> Answer:
         service.per_reference.give_back(reference)
         return call.replayed(minted.answer)
     return Answer(minted.answer.body)
-
-
-async def _kept(call: Call, key: idempotency.Key) -> Stored | None:
-    """What a key was answered before. Raises errors.IdempotencyKeyReused."""
-    service = call.service
-    found = await service.database.run(
-        lambda tx: idempotency.find(tx, [key], keyring=service.keyring, at=service.clock.now())
-    )
-    kept = found.get(key.identity)
-    if isinstance(kept, errors.WaberyError):
-        raise kept
-    return kept
 
 
 async def create_many(call: Call, tx: Tx) -> Answer:
