@@ -349,6 +349,21 @@ async def test_a_database_that_grows_from_nothing_gets_the_same_plans(
     assert again == []
 
 
+async def test_few_pending_intents_do_not_tempt_the_planner(source: Source) -> None:
+    connection = await source.connect()
+    await grow(connection)
+    await connection.execute(
+        "update registration_intents set status = 'EXPIRED', ended_at = created_at where ended_at is null"
+    )
+    await connection.execute("vacuum analyze")
+
+    plans = await kept_plans(source, **LANE)
+    await connection.close()
+
+    of_intents = {called: found for called, found in INDEXES.items() if called.startswith("intents/")}
+    assert {called: plans[called].hot_indexes for called in of_intents} == of_intents
+
+
 # Written for one row
 
 

@@ -58,13 +58,14 @@ cross join lateral (
     for update of i) i;
 
 -- name: settle, hot
--- Decides every race: only one transaction finds the row still pending.
+-- Decides every race: only one transaction finds the row still pending. It says so with `not in`: where few intents are
+-- pending, the planner would read all of them for each row that it could look up by its key.
 update registration_intents i
 set status = w.status, ended_at = w.ended_at, rejection_reason = w.rejection_reason, contact_id = w.contact_id,
     message_id = w.message_id, joined_at = w.joined_at, already_linked = w.already_linked
 from (values ($1::text, $2::text, $3::text, $4::timestamptz, $5::text, $6::text, $7::text, $8::timestamptz, $9::boolean))
     w (project_id, id, status, ended_at, rejection_reason, contact_id, message_id, joined_at, already_linked)
-where i.project_id = w.project_id and i.id = w.id and i.status = 'PENDING'
+where i.project_id = w.project_id and i.id = w.id and i.status not in ('JOINED', 'REJECTED', 'EXPIRED')
 returning i.id;
 
 -- name: listed
