@@ -6,8 +6,8 @@ within a minute; a new installation that is put under load at once does not wait
 
 from wabery_server.db import Tx
 
-_ENOUGH_BYTES = 65_536
-"""Some hundred rows: fewer are read quickly by any plan, and say little about the many to come."""
+_ENOUGH_BYTES = 16_384
+"""Some fifty rows: fewer are read quickly by any plan, and say little about the many to come."""
 _NOTHING_KNOWN = """
 select c.oid::regclass::text as name from pg_class c
 where c.relnamespace = current_schema()::regnamespace and c.relkind = 'r' and c.reltuples <= 0
