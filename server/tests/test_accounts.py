@@ -30,7 +30,7 @@ from wabery_server.accounts import (
     key,
 )
 from wabery_server.clock import MovableClock
-from wabery_server.db import DEADLINE, Database, Source, Work
+from wabery_server.db import DEADLINE, Database, Lane, Source, Work
 from wabery_server.db.signals import Signals
 from wabery_server.secrets import BadSecret, Keyring, Subkeys, Unsealable, generate
 
@@ -47,7 +47,7 @@ TEST_PROJECT = Project(id="proj_2", organization_id="org_1", name="Test", livemo
 
 
 class Counted(Database):
-    """Counts its transactions, and lets a test hold back what they have read."""
+    """Counts what its lanes do, and lets a test hold back what they have read."""
 
     def __init__(self, source: Source) -> None:
         super().__init__(source)
@@ -56,11 +56,21 @@ class Counted(Database):
         self.gate = asyncio.Event()
         self.gate.set()
 
-    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE) -> T:
-        self.count += 1
-        found = await super().run(work, deadline=deadline)
-        self.read.set()
-        await self.gate.wait()
+    def lane(self) -> Lane:
+        return CountedLane(self, super().lane())
+
+
+class CountedLane(Lane):
+    def __init__(self, database: Counted, lane: Lane) -> None:
+        super().__init__(database.source)
+        self._database = database
+        self._lane = lane
+
+    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE, bare: bool = False) -> T:
+        self._database.count += 1
+        found = await self._lane.run(work, deadline=deadline, bare=bare)
+        self._database.read.set()
+        await self._database.gate.wait()
         return found
 
 
@@ -339,10 +349,11 @@ async def test_a_rotation_that_runs_again_changes_nothing_more(database: Counted
     trail = await database.run(lambda tx: accounts.audit_trail(tx, acme.id, limit=100))
     assert rotated.previous_ends_at == AT + timedelta(seconds=60)
     assert [entry.detail for entry in trail if entry.action == "api_key.rotated"] == [{"overlap": 60}]
-    for presented, until in ((value, None), (made.value, rotated.previous_ends_at)):
-        found = await database.run(lambda tx, presented=presented: key.any_live_key(tx, presented))
-        assert found is not None
-        assert (found.key.id, found.until) == (made.key.id, until)
+    found = await database.run(lambda tx: key.any_live_keys(tx, [made.value, value, LIVE]))
+    assert {presented: (one.key.id, one.until) for presented, one in found.items()} == {
+        value: (made.key.id, None),
+        made.value: (made.key.id, rotated.previous_ends_at),
+    }
     assert value not in await stored(database, "api_keys", "audit")
 
 
@@ -810,12 +821,11 @@ async def test_an_inbound_number_leads_to_its_channel_and_secrets(
         lambda tx: accounts.update_channel(tx, acme.id, channel.id, changes, keyring=keyring, actor=ME, at=AT)
     )
 
-    found = await known.channel_by_number("meta", "1001")
+    found = await known.number("meta", "1001")
 
-    assert found is not None
-    assert found == (channel, [b"new-secret-1", b"a" * 32])
-    assert await known.channel_by_number("meta", "1002") is None
-    assert await known.channel_by_number("twilio", "1001") is None
+    assert found == (channel, acme, [b"new-secret-1", b"a" * 32])
+    assert await known.number("meta", "1002") is None
+    assert await known.number("twilio", "1001") is None
 
 
 async def test_app_secrets_of_all_channels_are_named_once(
@@ -876,7 +886,7 @@ async def test_a_deleted_channel_loses_its_credentials(
     )
     assert deleted.deleted_at == AT
     assert sealed["credentials"] == b""
-    assert await known.channel_by_number("meta", "1001") is None
+    assert await known.number("meta", "1001") is None
     for read in (accounts.find_channel, accounts.delete_channel):
         with pytest.raises(errors.NotFound):
             await database.run(

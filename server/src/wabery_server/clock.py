@@ -4,6 +4,7 @@ Signatures, TLS, leases and rate limits use wall time and do not come here.
 """
 
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Protocol
 
 
@@ -32,6 +33,13 @@ class MovableClock:
 
 def iso(moment: datetime) -> str:
     """The contract's time: ISO 8601, UTC, milliseconds, `Z` (2026-06-27T00:00:00.000Z)."""
-    if moment.tzinfo is not UTC:
-        moment = moment.astimezone(UTC)
-    return moment.isoformat(timespec="milliseconds")[:-6] + "Z"
+    since = moment - _EPOCH
+    return f"{_to_the_second(since.days, since.seconds)}.{since.microseconds // 1000:03}Z"
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+@lru_cache(64)
+def _to_the_second(days: int, seconds: int) -> str:
+    return (_EPOCH + timedelta(days, seconds)).isoformat()[:-6]

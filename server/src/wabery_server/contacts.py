@@ -6,9 +6,9 @@ over the phone. A username identifies nobody; it can be given away. (Meta, "Busi
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import msgspec
 from msgspec import Struct
@@ -17,6 +17,10 @@ from wabery_server import ids
 from wabery_server.db import Conflict, Row, Taken, Tx, queries
 
 sql = queries.beside(__file__)
+
+
+Identifier: TypeAlias = tuple[str, str, str, str]
+"""Project, kind, scope, value."""
 
 
 class Identity(Struct, frozen=True, kw_only=True):
@@ -43,14 +47,16 @@ class Identity(Struct, frozen=True, kw_only=True):
         bsuid = self.bsuid or self.parent_bsuid
         return bsuid[:2].upper() if bsuid and bsuid[2:3] == "." else None
 
-    def identifiers(self, scope: str) -> list[tuple[str, str, str]]:
-        """(kind, scope, value), strongest first. A phone number is the same in every scope."""
-        found = [
-            ("bsuid", scope, self.bsuid),
-            ("parent_bsuid", scope, self.parent_bsuid),
-            ("phone", "", self.phone),
-        ]
-        return [(kind, where, value) for kind, where, value in found if value]
+    def identifiers(self, project_id: str, scope: str) -> "tuple[Identifier, ...]":
+        """Strongest first. A phone number is the same in every scope."""
+        found: tuple[Identifier, ...] = ()
+        if self.bsuid:
+            found = ((project_id, "bsuid", scope, self.bsuid),)
+        if self.parent_bsuid:
+            found += ((project_id, "parent_bsuid", scope, self.parent_bsuid),)
+        if self.phone:
+            found += ((project_id, "phone", "", self.phone),)
+        return found
 
 
 class Contact(Struct, kw_only=True):
@@ -139,7 +145,7 @@ class Link(Struct, kw_only=True):
         return self.reference_trust != "unverified"
 
 
-class Sender(Struct, frozen=True):
+class Sender(Struct):
     """Who wrote, and where to."""
 
     project_id: str
@@ -147,6 +153,11 @@ class Sender(Struct, frozen=True):
     scope: str
     """Portfolio, else WABA, of the channel: where a BSUID means this person."""
     identity: Identity
+    identifiers: tuple[Identifier, ...] = ()
+    """Made from the rest, strongest first."""
+
+    def __post_init__(self) -> None:
+        self.identifiers = self.identity.identifiers(self.project_id, self.scope)
 
 
 class Met(Struct):
@@ -167,32 +178,29 @@ async def meet(tx: Tx, senders: Sequence[Sender], at: datetime) -> list[Met]:
     The senders of one call must not share an identifier, but may turn out to be one person. Locks the contacts it
     finds, in the order of their ids.
     """
-    wanted = [
-        (sender.project_id, *found)
-        for sender in senders
-        for found in sender.identity.identifiers(sender.scope)
-    ]
-    owners, contacts = await _known(tx, wanted)
+    owners, contacts = await _known(tx, [one for sender in senders for one in sender.identifiers])
     met: list[Met] = []
     fresh: list[Contact] = []
     changed: list[Contact] = []
+    first: list[tuple[object, ...]] = []
     added: list[tuple[object, ...]] = []
     superseded: list[tuple[object, ...]] = []
     for sender in senders:
-        identifiers = sender.identity.identifiers(sender.scope)
-        contact = _recognised(sender, identifiers, owners, contacts)
+        contact = _recognised(sender, owners, contacts)
         if contact is None:
             contact = _new(sender, at)
             fresh.append(contact)
         elif _renamed(contact, sender.identity):
             changed.append(contact)
-        for kind, scope, value in identifiers:
-            owner = owners.get((sender.project_id, kind, scope, value))
+        for identifier in sender.identifiers:
+            owner = owners.get(identifier)
             if owner == contact.id:
                 continue
             if owner is not None:
-                superseded.append((sender.project_id, kind, scope, value, at))
-            added.append((sender.project_id, contact.id, kind, scope, value, at))
+                superseded.append((*identifier, at))
+            _, kind, scope, value = identifier
+            row = (sender.project_id, contact.id, kind, scope, value, at)
+            (first if contact.fresh else added).append(row)
             contact.hold(kind, scope, value)
         met.append(Met(contact, ""))
     await tx.rows_each(sql.insert_contact, [_columns(contact, at) for contact in fresh])
@@ -201,10 +209,11 @@ async def meet(tx: Tx, senders: Sequence[Sender], at: datetime) -> list[Met]:
     )
     await tx.rows_each(sql.supersede_identifier, superseded)
     try:
-        await tx.rows_each(sql.insert_identifier, added)
+        await tx.rows_each(sql.insert_identifier, first)
+        await tx.rows_each(sql.regain_identifier, added)
+        await _converse(tx, senders, met, at)
     except Taken as late:
         raise Conflict("another process met one of these senders first") from late
-    await _converse(tx, senders, met, {contact.id for contact in fresh}, at)
     return met
 
 
@@ -227,13 +236,10 @@ async def known(tx: Tx, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, st
     }
 
 
-async def active_links(
-    tx: Tx, contacts: Iterable[tuple[str, str]], references: Iterable[tuple[str, str]]
-) -> list[Link]:
-    """The active links of these (project, contact) and these (project, reference), each once."""
+async def active_links(tx: Tx, contacts: Iterable[tuple[str, str]]) -> list[Link]:
+    """The active links of these (project, contact), oldest first."""
     rows = await tx.rows_each(sql.links_of_contact, sorted(contacts))
-    rows += await tx.rows_each(sql.links_of_reference, sorted(references))
-    return list({row["id"]: _link(row) for row in rows}.values())
+    return sorted([_link(row) for row in rows], key=lambda link: link.id)
 
 
 async def link(tx: Tx, links: Sequence[Link]) -> None:
@@ -249,7 +255,7 @@ async def link(tx: Tx, links: Sequence[Link]) -> None:
             bytes(new.metadata).decode(),
             new.created_at,
         )
-        for new in links
+        for new in sorted(links, key=lambda new: (new.project_id, new.customer_reference))
     ]
     try:
         await tx.rows_each(sql.insert_link, rows)
@@ -276,14 +282,14 @@ async def refresh(tx: Tx, links: Sequence[Link]) -> None:
 
 async def end(tx: Tx, links: Sequence[Link], reason: EndReason, at: datetime) -> None:
     """Ends active links. Raises Conflict when one has ended meanwhile."""
-    ended = await tx.rows_each(sql.end_link, [(old.project_id, old.id, reason, at) for old in links])
-    if len(ended) != len(links):
+    ended = await tx.count_each(sql.end_link, [(old.project_id, old.id, reason, at) for old in links])
+    if ended != len(links):
         raise Conflict("a link ended meanwhile")
 
 
 async def _known(
-    tx: Tx, wanted: Sequence[tuple[str, str, str, str]]
-) -> tuple[dict[tuple[str, str, str, str], str], dict[tuple[str, str], Contact]]:
+    tx: Tx, wanted: Sequence[Identifier]
+) -> tuple[dict[Identifier, str], dict[tuple[str, str], Contact]]:
     """Which contact holds each identifier, and those contacts."""
     if not wanted:
         return {}, {}
@@ -298,14 +304,14 @@ async def _known(
 
 def _recognised(
     sender: Sender,
-    identifiers: Sequence[tuple[str, str, str]],
-    owners: dict[tuple[str, str, str, str], str],
-    contacts: dict[tuple[str, str], Contact],
+    owners: Mapping[Identifier, str],
+    contacts: Mapping[tuple[str, str], Contact],
 ) -> Contact | None:
-    for kind, scope, value in identifiers:
-        owner = owners.get((sender.project_id, kind, scope, value))
+    for identifier in sender.identifiers:
+        owner = owners.get(identifier)
         if owner is None:
             continue
+        kind = identifier[1]
         contact = contacts[sender.project_id, owner]
         known_as = contact.bsuids.get(sender.scope)
         if kind == "phone" and sender.identity.bsuid and known_as not in (None, sender.identity.bsuid):
@@ -335,15 +341,13 @@ def _renamed(contact: Contact, identity: Identity) -> bool:
     return before != (contact.username, contact.profile_name, contact.country)
 
 
-async def _converse(
-    tx: Tx, senders: Sequence[Sender], met: Sequence[Met], fresh: set[str], at: datetime
-) -> None:
+async def _converse(tx: Tx, senders: Sequence[Sender], met: Sequence[Met], at: datetime) -> None:
     """Finds or opens the conversation of each contact on the channel it wrote to."""
     pairs = [
         (one.contact.project_id, one.contact.id, sender.channel_id)
         for sender, one in zip(senders, met, strict=True)
     ]
-    old = [pair for pair in pairs if pair[1] not in fresh]
+    old = [pair for pair, one in zip(pairs, met, strict=True) if not one.contact.fresh]
     known = {}
     if old:
         rows = await tx.rows_each(sql.conversation, old)
@@ -355,8 +359,7 @@ async def _converse(
             conversation = known[pair] = ids.new("conv", at)
             opened.append((pair[0], conversation, pair[2], pair[1], at))
         one.conversation_id = conversation
-    if len(await tx.rows_each(sql.insert_conversation, opened)) != len(opened):
-        raise Conflict("another process opened one of these conversations first")
+    await tx.rows_each(sql.insert_conversation, opened)
 
 
 def _columns(contact: Contact, at: datetime) -> tuple[object, ...]:

@@ -41,7 +41,12 @@ where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and 
   and i.superseded_at is null;
 
 -- name: insert_identifier, hot
--- A person may get an identifier back. One that somebody else holds by now is a unique violation: run again.
+-- Of a contact just made. One that somebody else holds by now is a unique violation: run again.
+insert into identifiers (project_id, contact_id, kind, scope, value, created_at)
+values ($1, $2, $3, $4, $5, $6);
+
+-- name: regain_identifier, hot
+-- Of a contact that may have had it before.
 insert into identifiers (project_id, contact_id, kind, scope, value, created_at)
 values ($1, $2, $3, $4, $5, $6)
 on conflict (project_id, contact_id, kind, scope, value) do update
@@ -67,9 +72,7 @@ cross join lateral (
 
 -- name: insert_conversation, hot
 insert into conversations (project_id, id, channel_id, contact_id, created_at)
-values ($1, $2, $3, $4, $5)
-on conflict do nothing
-returning id;
+values ($1, $2, $3, $4, $5);
 
 -- part: link
 l.project_id, l.id, l.contact_id, l.customer_reference, l.registration_intent_id, l.reference_trust, l.metadata,
@@ -83,14 +86,6 @@ cross join lateral (
     select {link} from links l
     where l.project_id = w.project_id and l.contact_id = w.contact_id and l.ended_at is null
     offset 0) l;
-
--- name: links_of_reference, hot
-select l.*
-from (values ($1::text, $2::text)) w (project_id, customer_reference)
-cross join lateral (
-    select {link} from links l
-    where l.project_id = w.project_id and l.customer_reference = w.customer_reference and l.ended_at is null
-    limit 1) l;
 
 -- name: insert_link, hot
 insert into links (project_id, id, contact_id, customer_reference, registration_intent_id, reference_trust, metadata,
@@ -107,5 +102,4 @@ where l.project_id = w.project_id and l.id = w.id and l.ended_at is null;
 -- name: end_link, hot
 update links l set ended_at = w.at, end_reason = w.reason
 from (values ($1::text, $2::text, $3::text, $4::timestamptz)) w (project_id, id, reason, at)
-where l.project_id = w.project_id and l.id = w.id and l.ended_at is null
-returning l.id;
+where l.project_id = w.project_id and l.id = w.id and l.ended_at is null;

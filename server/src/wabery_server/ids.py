@@ -6,11 +6,13 @@ version, variant, and 74 bits from the operating system. No counter: two ids of 
 
 import os
 from datetime import datetime
+from functools import lru_cache
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
 LENGTH = 26
 
 _LETTERS = bytes(ALPHABET[byte & 31].encode()[0] for byte in range(256))
+_PAIRS = [first + second for first in ALPHABET for second in ALPHABET]
 _TIME_LETTERS = 10
 _NOISE_LETTERS = LENGTH - _TIME_LETTERS
 _DRAWN = 256
@@ -20,23 +22,28 @@ _VARIANT = {letter: ALPHABET[value & 0b10011 | 0b01000] for value, letter in enu
 """The letter with a random bit, the two bits of the variant, and two random bits."""
 _noise: list[str] = []
 """The random ends of ids, each used once: a system call for every id would cost more than the id."""
-_newest = (-1, "")
-"""The millisecond of the id before, and its letters."""
+_newest: tuple[datetime | None, str] = (None, "")
+"""The moment of the id before, and its letters."""
 
 
 def new(prefix: str, at: datetime) -> str:
     """A fresh id such as `reg_01jx…`; `at` is the business moment it sorts by."""
     global _newest
-    milliseconds = int(at.timestamp() * 1000)
     before, time = _newest
-    if milliseconds != before:
-        time = "".join(
-            [ALPHABET[milliseconds >> shift & 31] for shift in range(5 * _TIME_LETTERS - 5, -1, -5)]
-        )
-        _newest = milliseconds, time
+    if at is not before:
+        milliseconds = int(at.timestamp() * 1000)
+        high = _high_letters(milliseconds >> 20)
+        time = f"{high}{_PAIRS[milliseconds >> 10 & 1023]}{_PAIRS[milliseconds & 1023]}"
+        _newest = at, time
     if not _noise:
         _draw()
     return f"{prefix}_{time}{_noise.pop()}"
+
+
+@lru_cache(4)
+def _high_letters(high: int) -> str:
+    """The letters that change every 17 minutes."""
+    return "".join([ALPHABET[high >> shift & 31] for shift in range(5 * _TIME_LETTERS - 25, -1, -5)])
 
 
 def _draw() -> None:

@@ -11,11 +11,11 @@ from datetime import datetime, timedelta
 import msgspec
 from msgspec import Struct
 
-from wabery_server import accounts, contacts, ids, intents, outbox
+from wabery_server import contacts, ids, intents, outbox
 from wabery_server.accounts import Channel, Project
 from wabery_server.clock import iso
 from wabery_server.contacts import Identity, Link, Met, Sender
-from wabery_server.db import Conflict, Tx, queries
+from wabery_server.db import Conflict, Taken, Tx, queries
 from wabery_server.intents import Arrival, Attempt, Redeemed
 from wabery_server.outbox import Event, EventType
 
@@ -63,6 +63,8 @@ class Inbound(Struct):
     """A message on the channel it came by."""
 
     channel: Channel
+    project: Project
+    """With the policy that the message is judged by."""
     message: Message
     found: intents.Found
     received_at: datetime
@@ -87,8 +89,7 @@ class Inbound(Struct):
         for token in self.found.tokens:
             yield project_id, token
         if sender := self.sender:
-            for identifier in sender.identity.identifiers(sender.scope):
-                yield project_id, *identifier
+            yield from sender.identifiers
 
 
 class Outcome(enum.StrEnum):
@@ -122,13 +123,13 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
 
     No two items may share a key (`Inbound.keys`).
 
-    1. A provider's message id that was seen before is a duplicate, whatever else it says.
-    2. Intents are locked, contacts are met, tokens redeemed.
-    3. Everything is written: a message that another process stored meanwhile makes the whole call run again.
+    1. Intents are locked, contacts are met, tokens redeemed.
+    2. Everything is written. A provider's message id that was seen before makes the whole call run again:
+    3. it looks for what was seen before, which is a duplicate, whatever else it says.
     """
-    seen = await _seen(tx, items)
+    seen = await _seen(tx, items) if tx.again else set()
     fresh = [n for n, item in enumerate(items) if _place(item) not in seen]
-    projects = await accounts.projects(tx, sorted({items[n].channel.project_id for n in fresh}))
+    projects = {item.project.id: item.project for item in items}
     attempts = [n for n in fresh if items[n].attempt]
     openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in attempts])
     people = await _meet(tx, items, fresh)
@@ -145,8 +146,7 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
     await _pass_on(tx, [(items[n], names[n], people[n]) for n in passed], projects)
     kept = [n for n in fresh if n not in redeemed or redeemed[n] is not None]
     rows = [_columns(items[n], names[n], people.get(n), redeemed.get(n)) for n in kept]
-    if len(await tx.rows_each(sql.insert, rows)) != len(rows):
-        raise Conflict("another process received one of these messages first")
+    await _insert(tx, rows)
     results = [Received(Outcome.DUPLICATE) for _ in items]
     for n in fresh:
         if n not in redeemed:
@@ -170,9 +170,19 @@ async def store_failed(tx: Tx, item: Inbound, error: str) -> Received:
         error=error,
         raw=item.message.raw,
     )
-    kept = Inbound(item.channel, failed, intents.Found((), malformed=False), item.received_at)
-    stored = await tx.rows_each(sql.insert, [_columns(kept, name, None, None)])
-    return Received(Outcome.STORED, name) if stored else Received(Outcome.DUPLICATE)
+    nothing = intents.Found((), malformed=False)
+    kept = Inbound(item.channel, item.project, failed, nothing, item.received_at)
+    if tx.again and await _seen(tx, [item]):
+        return Received(Outcome.DUPLICATE)
+    await _insert(tx, [_columns(kept, name, None, None)])
+    return Received(Outcome.STORED, name)
+
+
+async def _insert(tx: Tx, rows: Sequence[tuple[object, ...]]) -> None:
+    try:
+        await tx.rows_each(sql.insert, rows)
+    except Taken as before:
+        raise Conflict("one of these messages has been received before") from before
 
 
 async def _seen(tx: Tx, items: Sequence[Inbound]) -> set[tuple[str, str, str]]:
@@ -213,7 +223,7 @@ async def _pass_on(
         return
     people = {(met.contact.project_id, met.contact.id) for _, _, met in messages if not met.contact.fresh}
     newest: dict[tuple[str, str], Link] = {}
-    for link in sorted(await contacts.active_links(tx, people, ()), key=lambda link: link.id):
+    for link in await contacts.active_links(tx, people):
         newest[link.project_id, link.contact_id] = link
     events = [
         _received(item, name, met, newest.get((met.contact.project_id, met.contact.id)))

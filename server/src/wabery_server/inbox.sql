@@ -8,8 +8,7 @@ cross join lateral (
     limit 1) m;
 
 -- name: insert, hot
+-- A message that was received before is a unique violation: run again.
 insert into messages (project_id, id, channel_id, provider_message_id, kind, type, contact_id, conversation_id, text,
     forwarded, sent_at, received_at, attempt, registration_intent_id, error, raw)
-values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-on conflict (project_id, channel_id, provider_message_id) do nothing
-returning id;
+values ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16);

@@ -26,7 +26,7 @@ import msgspec
 from msgspec import Struct
 
 from wabery_server import accounts, ids
-from wabery_server.accounts import Endpoint, Project
+from wabery_server.accounts import Endpoint, Listener, Project
 from wabery_server.clock import iso
 from wabery_server.db import Row, Tx, queries
 
@@ -184,7 +184,7 @@ async def record(tx: Tx, events: Sequence[Event], projects: Mapping[str, Project
             )
         )
         for endpoint in wanting:
-            state = State.PENDING if endpoint.disabled_at is None else State.HELD
+            state = State.HELD if endpoint.disabled else State.PENDING
             due_at = now if state is State.PENDING else None
             due = due or due_at is not None
             delivery_id = _delivery_id(event.id, endpoint.id)
@@ -202,16 +202,14 @@ async def wanted(tx: Tx, project_ids: Iterable[str], type: EventType) -> set[str
     return {project_id for project_id, some in listening.items() if any(_wants(one, type) for one in some)}
 
 
-async def _listening(tx: Tx, project_ids: set[str]) -> dict[str, list[Endpoint]]:
-    listening: dict[str, list[Endpoint]] = {}
-    for endpoint in await accounts.endpoints(tx, sorted(project_ids)):
+async def _listening(tx: Tx, project_ids: set[str]) -> dict[str, list[Listener]]:
+    listening: dict[str, list[Listener]] = {}
+    for endpoint in await accounts.listeners(tx, sorted(project_ids)):
         listening.setdefault(endpoint.project_id, []).append(endpoint)
     return listening
 
 
-def _wants(endpoint: Endpoint, type: EventType) -> bool:
-    if endpoint.url is None:
-        return False
+def _wants(endpoint: Listener, type: EventType) -> bool:
     return type not in OPT_IN if endpoint.events is None else type in endpoint.events
 
 

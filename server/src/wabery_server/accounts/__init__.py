@@ -24,12 +24,14 @@ from wabery_server.accounts.channel import (
     unseal_credentials,
     update_channel,
 )
-from wabery_server.accounts.directory import Caller, Directory
+from wabery_server.accounts.directory import Caller, Directory, Number
 from wabery_server.accounts.endpoint import (
     Endpoint,
+    Listener,
     default_endpoint,
     disable_endpoint,
     endpoints,
+    listeners,
     new_webhook_secret,
     rotate_webhook_secret,
     unseal_endpoint_secrets,
@@ -93,9 +95,11 @@ __all__ = [
     "KeyDraft",
     "KeyKind",
     "KeyRotation",
+    "Listener",
     "NewChannel",
     "NewKey",
     "NewProject",
+    "Number",
     "Project",
     "ProjectChanges",
     "ProjectDraft",
@@ -122,6 +126,7 @@ __all__ = [
     "is_well_formed",
     "list_channels",
     "list_keys",
+    "listeners",
     "new_channel",
     "new_key",
     "new_project",

@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable
+from collections.abc import Awaitable, Callable, Hashable, Mapping
 from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Generic, NamedTuple, Self, TypeVar
@@ -20,11 +20,12 @@ from msgspec import Struct
 
 from wabery_server import errors
 from wabery_server.accounts.channel import Channel, Credentials, open_credentials
-from wabery_server.accounts.endpoint import endpoints
-from wabery_server.accounts.key import ApiKey, Scope, any_live_key, is_well_formed
+from wabery_server.accounts.endpoint import listeners
+from wabery_server.accounts.key import ApiKey, Scope, any_live_keys, is_well_formed
 from wabery_server.accounts.project import Project, projects
 from wabery_server.clock import Clock
-from wabery_server.db import Database, Tx, queries
+from wabery_server.db import Database, Lane, Tx, queries
+from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
 from wabery_server.logs import log
 from wabery_server.secrets import Keyring
@@ -73,9 +74,13 @@ class Caller(Struct, frozen=True):
         )
 
 
-class _Number(NamedTuple):
+class Number(NamedTuple):
+    """What a WhatsApp number stands for."""
+
     channel: Channel
+    project: Project
     app_secrets: list[bytes]
+    """Any of these may have signed a webhook about it."""
 
 
 class Directory:
@@ -93,11 +98,12 @@ class Directory:
         self._database = database
         self._keyring = keyring
         self._clock = clock
-        self._callers = _Remembered(self._read_caller, now)
-        self._channels = _Remembered(self._read_channels, now)
-        self._numbers = _Remembered(self._read_number, now)
-        self._named = _Remembered(self._read_named, now)
-        self._credentials = _Remembered(self._read_credentials, now)
+        lane = database.lane()
+        self._callers = _Remembered(_together(database, lane, self._read_callers), now)
+        self._channels = _Remembered(_together(database, lane, self._read_channels), now)
+        self._numbers = _Remembered(_together(database, lane, self._read_numbers), now)
+        self._named = _Remembered(_together(database, lane, self._read_named), now)
+        self._credentials = _Remembered(_together(database, lane, self._read_credentials), now)
         signals.hear(TOPIC, lambda _key: self.forget())
         self._uses: dict[tuple[str, str], datetime] = {}
         self._closing = asyncio.Event()
@@ -155,10 +161,8 @@ class Directory:
             return oldest
         raise errors.ChannelNotReady
 
-    async def channel_by_number(
-        self, provider: str, phone_number_id: str
-    ) -> tuple[Channel, list[bytes]] | None:
-        """The channel that a webhook names, with the app secrets that may have signed it; None for an unknown number."""
+    async def number(self, provider: str, phone_number_id: str) -> Number | None:
+        """The channel that a webhook names; None for an unknown number."""
         return await self._numbers.ask((provider, phone_number_id))
 
     async def named_events(self, project_id: str) -> frozenset[str]:
@@ -178,39 +182,50 @@ class Directory:
         """Notes that a key is in use; written some seconds later, or when the directory closes."""
         self._uses[key.project_id, key.id] = self._clock.now()
 
-    async def _read_caller(self, presented_key: str) -> Caller | None:
-        async def read(tx: Tx) -> Caller | None:
-            presented = await any_live_key(tx, presented_key)
-            if presented is None:
-                return None
-            project_id = presented.key.project_id
-            return Caller((await projects(tx, [project_id]))[project_id], presented.key, presented.until)
+    async def _read_callers(self, tx: Tx, presented_keys: list[str]) -> dict[str, Caller]:
+        found = await any_live_keys(tx, presented_keys)
+        owners = await projects(tx, sorted({one.key.project_id for one in found.values()})) if found else {}
+        return {
+            value: Caller(owners[one.key.project_id], one.key, one.until)
+            for value, one in found.items()
+            if one.key.project_id in owners
+        }
 
-        return await self._database.run(read)
+    async def _read_channels(self, tx: Tx, project_ids: list[str]) -> dict[str, dict[str, Channel]]:
+        found: dict[str, dict[str, Channel]] = {project_id: {} for project_id in project_ids}
+        for row in await tx.rows(sql.channels, project_ids):
+            found[row["project_id"]][row["id"]] = Channel(**row)
+        return found
 
-    async def _read_channels(self, project_id: str) -> dict[str, Channel]:
-        rows = await self._database.run(lambda tx: tx.rows(sql.channels, project_id))
-        return {row["id"]: Channel(**row) for row in rows}
+    async def _read_numbers(self, tx: Tx, numbers: list[tuple[str, str]]) -> dict[tuple[str, str], Number]:
+        rows = await tx.rows_each(sql.any_channels_by_number, numbers)
+        owners = await projects(tx, sorted({row["project_id"] for row in rows})) if rows else {}
+        found = {}
+        for row in rows:
+            values = dict(row)
+            sealed, version = values.pop("credentials"), values.pop("secret_version")
+            channel = Channel(**values)
+            credentials = open_credentials(channel.id, sealed, version, self._keyring)
+            found[channel.provider, channel.phone_number_id] = Number(
+                channel,
+                owners[channel.project_id],
+                [secret.encode() for secret in credentials.app_secrets],
+            )
+        return found
 
-    async def _read_number(self, number: tuple[str, str]) -> _Number | None:
-        row = await self._database.run(lambda tx: tx.row(sql.any_channel_by_number, *number))
-        if row is None:
-            return None
-        values = dict(row)
-        sealed, version = values.pop("credentials"), values.pop("secret_version")
-        credentials = open_credentials(values["id"], sealed, version, self._keyring)
-        return _Number(Channel(**values), [secret.encode() for secret in credentials.app_secrets])
+    async def _read_named(self, tx: Tx, project_ids: list[str]) -> dict[str, frozenset[str]]:
+        found: dict[str, frozenset[str]] = dict.fromkeys(project_ids, frozenset())
+        for one in await listeners(tx, project_ids):
+            if not one.disabled:
+                found[one.project_id] = found[one.project_id].union(one.events or ())
+        return found
 
-    async def _read_named(self, project_id: str) -> frozenset[str]:
-        found = await self._database.run(lambda tx: endpoints(tx, [project_id]))
-        return frozenset(name for one in found if one.disabled_at is None for name in one.events or ())
-
-    async def _read_credentials(self, provider: str) -> list[Credentials]:
-        rows = await self._database.run(lambda tx: tx.rows(sql.any_credentials, provider))
-        return [
-            open_credentials(row["id"], row["credentials"], row["secret_version"], self._keyring)
-            for row in rows
-        ]
+    async def _read_credentials(self, tx: Tx, providers: list[str]) -> dict[str, list[Credentials]]:
+        found: dict[str, list[Credentials]] = {provider: [] for provider in providers}
+        for row in await tx.rows(sql.any_credentials, providers):
+            opened = open_credentials(row["id"], row["credentials"], row["secret_version"], self._keyring)
+            found[row["provider"]].append(opened)
+        return found
 
     async def _write_uses_now_and_then(self) -> None:
         closing = False
@@ -231,6 +246,18 @@ class Directory:
         except (errors.Unavailable, asyncpg.PostgresError) as failure:
             self._uses = uses | self._uses
             log.warning("key uses were not written: %s", failure)
+
+
+def _together(
+    database: Database, lane: Lane, read: Callable[[Tx, list[K]], Awaitable[Mapping[K, V]]]
+) -> Callable[[K], Awaitable[V | None]]:
+    """A look-up of one thing that shares its statements with those that are asked for at the same time."""
+
+    async def flush(tx: Tx, keys: list[K]) -> list[V | None]:
+        found = await read(tx, keys)
+        return [found.get(key) for key in keys]
+
+    return Batcher(database, flush, lanes=[lane], bare=lambda _keys: True).submit
 
 
 class _Entry(NamedTuple, Generic[V]):

@@ -2,21 +2,21 @@
 select id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
     created_at, deleted_at
 from channels
-where project_id = $1 and deleted_at is null
+where project_id = any($1::text[]) and deleted_at is null
 order by id;
 
--- name: any_channel_by_number
+-- name: any_channels_by_number
 -- Not by project: the number is what names the project.
-select id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
-    created_at, deleted_at, credentials, secret_version
-from channels
-where provider = $1 and phone_number_id = $2 and deleted_at is null;
+select c.id, c.project_id, c.provider, c.name, c.phone_number_id, c.display_phone_number, c.waba_id, c.portfolio_id,
+    c.sandbox, c.created_at, c.deleted_at, c.credentials, c.secret_version
+from (values ($1::text, $2::text)) w (provider, phone_number_id)
+join channels c on c.provider = w.provider and c.phone_number_id = w.phone_number_id and c.deleted_at is null;
 
 -- name: any_credentials
 -- Not by project: what comes to the shared webhook URL may be for any of them.
-select id, credentials, secret_version
+select id, provider, credentials, secret_version
 from channels
-where provider = $1 and deleted_at is null
+where provider = any($1::text[]) and deleted_at is null
 order by id;
 
 -- name: record_use

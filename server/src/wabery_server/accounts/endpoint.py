@@ -8,6 +8,7 @@ import base64
 import os
 from collections.abc import Sequence
 from datetime import datetime
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import msgspec
@@ -37,6 +38,15 @@ class Endpoint(Struct, frozen=True, kw_only=True):
     disabled_at: datetime | None
     disabled_reason: str | None
     created_at: datetime
+
+
+class Listener(NamedTuple):
+    """An endpoint with a URL, as far as it matters to whether an event is for it."""
+
+    project_id: str
+    id: str
+    events: list[str] | None
+    disabled: bool
 
 
 def new_webhook_secret() -> str:
@@ -78,6 +88,11 @@ async def insert_endpoint(tx: Tx, endpoint: Endpoint) -> None:
 async def endpoints(tx: Tx, project_ids: Sequence[str]) -> list[Endpoint]:
     """All endpoints of these projects, also those that are disabled or have no URL."""
     return [Endpoint(**row) for row in await tx.rows(sql.endpoints, project_ids)]
+
+
+async def listeners(tx: Tx, project_ids: Sequence[str]) -> list[Listener]:
+    """The endpoints of these projects that have a URL, also those that are disabled."""
+    return [Listener(*row) for row in await tx.rows(sql.listeners, project_ids)]
 
 
 async def default_endpoint(tx: Tx, project_id: str) -> Endpoint:

@@ -9,6 +9,12 @@ from webhook_endpoints
 where project_id = any($1::text[])
 order by project_id, id;
 
+-- name: listeners, hot
+select project_id, id, events, disabled_at is not null as disabled
+from webhook_endpoints
+where project_id = any($1::text[]) and url is not null
+order by project_id, id;
+
 -- name: default_endpoint
 select id, project_id, is_default, url, events, secrets, secret_version, disabled_at, disabled_reason, created_at
 from webhook_endpoints

@@ -9,7 +9,7 @@ from msgspec import Struct
 from wabery_server import errors, ids
 from wabery_server.accounts.channel import Channel, list_channels
 from wabery_server.accounts.endpoint import default_endpoint, unseal_endpoint_secrets
-from wabery_server.accounts.key import KeyDraft, any_live_key, create_key, list_keys, new_key
+from wabery_server.accounts.key import KeyDraft, any_live_keys, create_key, list_keys, new_key
 from wabery_server.accounts.project import (
     Project,
     ProjectChanges,
@@ -101,7 +101,7 @@ async def bootstrap_dev(
         new = new_project(await find_organization(tx), draft, keyring=keyring, at=at)
         await create_project(tx, new, keyring=keyring, actor=_DEV, at=at)
         project = new.project
-    known = await any_live_key(tx, secret_key) if secret_key else None
+    known = (await any_live_keys(tx, [secret_key])).get(secret_key) if secret_key else None
     is_current = known is not None and known.until is None and known.key.project_id == project.id
     if secret_key is None or not is_current:
         made = new_key(project, KeyDraft(name="wabery dev", scopes=["full"]), at)

@@ -266,20 +266,26 @@ async def find_key(tx: Tx, project_id: str, key_id: str) -> ApiKey:
     return _key(row)
 
 
-async def any_live_key(tx: Tx, presented: str) -> Presented | None:
-    """The key that somebody presents; None when it is unknown or revoked. An expired or replaced one is found.
+async def any_live_keys(tx: Tx, presented: Iterable[str]) -> dict[str, Presented]:
+    """The keys that somebody presents, without those that are unknown or revoked. Expired and replaced ones are found.
 
-    Looked up by its hash, so no comparison of secrets can be timed.
+    Looked up by their hashes, so no comparison of secrets can be timed.
     """
-    hashed = hash_key(presented)
-    row = await tx.row(sql.any_live_key, hashed)
-    if row is not None:
-        return Presented(_key(row), None)
-    row = await tx.row(sql.any_replaced_key, hashed)
-    if row is not None:
-        key = _key(row)
-        return Presented(key, key.previous_ends_at)
-    return None
+    by_hash = {hash_key(one): one for one in presented}
+    found = {}
+    for row in await tx.rows(sql.any_live_keys, list(by_hash)):
+        hashed, key = _hashed(row)
+        found[by_hash[hashed]] = Presented(key, None)
+    others = [hashed for hashed, one in by_hash.items() if one not in found]
+    for row in await tx.rows(sql.any_replaced_keys, others) if others else ():
+        hashed, key = _hashed(row)
+        found[by_hash[hashed]] = Presented(key, key.previous_ends_at)
+    return found
+
+
+def _hashed(row: Row) -> tuple[bytes, ApiKey]:
+    values = dict(row)
+    return values.pop("hash"), _key(values)
 
 
 async def update_key(

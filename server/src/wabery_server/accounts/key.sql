@@ -20,19 +20,19 @@ from api_keys k
 left join api_key_uses u on u.project_id = k.project_id and u.api_key_id = k.id
 where k.project_id = $1 and k.id = $2;
 
--- name: any_live_key
+-- name: any_live_keys
 -- Not by project: the key is what names the project.
-select id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at,
+select hash, id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at,
     previous_ends_at
 from api_keys
-where hash = $1 and revoked_at is null;
+where hash = any($1::bytea[]) and revoked_at is null;
 
--- name: any_replaced_key
+-- name: any_replaced_keys
 -- Not by project: the key is what names the project.
-select id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at, expires_at, revoked_at,
-    previous_ends_at
+select previous_hash as hash, id, project_id, kind, name, public_key, last4, scopes, allowed_origins, created_at,
+    expires_at, revoked_at, previous_ends_at
 from api_keys
-where previous_hash = $1 and revoked_at is null;
+where previous_hash = any($1::bytea[]) and revoked_at is null;
 
 -- name: update_key
 update api_keys

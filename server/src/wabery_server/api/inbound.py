@@ -5,13 +5,12 @@ verified the body is the secret of that change's channel. (Meta: webhooks/overvi
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Hashable, Sequence
 
 import msgspec
 
 from wabery_server import errors, inbox, intents, logs
-from wabery_server.accounts import Channel
+from wabery_server.accounts import Number
 from wabery_server.api.call import Answer, Call
 from wabery_server.inbox import Inbound, Outcome, Received
 from wabery_server.intents import Attempt
@@ -42,7 +41,7 @@ async def receive(call: Call) -> Answer:
     """Takes messages: every join is committed before the answer."""
     provider = PROVIDERS[_META]
     body, received_at = call.body, call.service.clock.now()
-    secret = await _signer(call)
+    secret, numbers = await _signer(call)
     large = len(body) > _LARGE
     try:
         parsed = (
@@ -53,23 +52,25 @@ async def receive(call: Call) -> Answer:
     except Unreadable:
         logs.line("inbound", request_id=call.request_id, outcome="unreadable", bytes=len(body))
         return _taken({"unreadable": 1})
-    counts: Counter[str] = Counter()
+    counts: dict[str, int] = {}
     items: list[Inbound] = []
     for change in parsed.changes:
-        counts.update({reason.value: count for reason, count in change.ignored.items()})
-        channel = await _channel_of(call, change, secret)
-        if channel is None:
-            counts["foreign_change"] += 1
+        for reason, count in change.ignored.items():
+            counts[reason] = counts.get(reason, 0) + count
+        number = await _number_of(call, change, numbers)
+        if number is None or secret not in number.app_secrets:
+            counts["foreign_change"] = counts.get("foreign_change", 0) + 1
             continue
         for message in change.messages:
             found = intents.find_tokens(message.texts)
-            item = Inbound(channel, message, found, received_at)
+            item = Inbound(number.channel, number.project, message, found, received_at)
             if found.attempt and not call.service.bad_tokens.peek(_sender_key(item)):
                 item = msgspec.structs.replace(item, sender_limited=True)
             items.append(item)
     received = await _keep(call, items)
     for item, one in zip(items, received, strict=True):
-        counts[one.attempt or one.outcome] += 1
+        became = one.attempt or one.outcome
+        counts[became] = counts.get(became, 0) + 1
         if one.attempt in _BAD_TOKENS:
             call.service.bad_tokens.take(_sender_key(item))
         logs.line(
@@ -79,32 +80,32 @@ async def receive(call: Call) -> Answer:
             channel_id=item.channel.id,
             message_id=one.message_id,
             intent_id=one.intent_id,
-            outcome=one.attempt or one.outcome,
+            outcome=became,
         )
     return _taken(counts)
 
 
-async def _signer(call: Call) -> bytes:
-    """The app secret that signed the body. Raises errors.InvalidSignature.
+async def _signer(call: Call) -> tuple[bytes, dict[str, Number]]:
+    """The app secret that signed the body, and the numbers of ours that it names. Raises errors.InvalidSignature.
 
     The secrets of the channels that the body names come first. The others are tried too, since a body that names only
     numbers we do not know may still be signed by an app of ours; but never more than a fixed amount of hashing.
     """
     provider, directory, body = PROVIDERS[_META], call.service.directory, call.body
     signatures = call.headers.all(SIGNATURE)
-    named: dict[bytes, None] = {}
+    numbers: dict[str, Number] = {}
     for phone_number_id in provider.phone_number_ids(body):
-        found = await directory.channel_by_number(_META, phone_number_id)
-        if found is not None:
-            named.update(dict.fromkeys(found[1]))
-    match = await _match(call, signatures, list(named))
+        if (number := await directory.number(_META, phone_number_id)) is not None:
+            numbers[phone_number_id] = number
+    named = list(dict.fromkeys([secret for number in numbers.values() for secret in number.app_secrets]))
+    match = await _match(call, signatures, named)
     if match is None:
         affordable = _HASH_BUDGET // max(len(body), 1)
         others = [secret for secret in await directory.app_secrets() if secret not in named]
         match = await _match(call, signatures, others[:affordable])
     if match is None:
         raise errors.InvalidSignature
-    return match
+    return match, numbers
 
 
 async def _match(call: Call, signatures: Sequence[bytes], secrets: Sequence[bytes]) -> bytes | None:
@@ -118,13 +119,12 @@ async def _match(call: Call, signatures: Sequence[bytes], secrets: Sequence[byte
     return None if index is None else secrets[index]
 
 
-async def _channel_of(call: Call, change: Change, secret: bytes) -> Channel | None:
-    if change.phone_number_id is None:
+async def _number_of(call: Call, change: Change, numbers: dict[str, Number]) -> Number | None:
+    """Not every number has been looked up yet: a body may name more than are looked at before it is verified."""
+    name = change.phone_number_id
+    if name is None:
         return None
-    found = await call.service.directory.channel_by_number(_META, change.phone_number_id)
-    if found is None or secret not in found[1]:
-        return None
-    return found[0]
+    return numbers.get(name) or await call.service.directory.number(_META, name)
 
 
 async def _keep(call: Call, items: Sequence[Inbound]) -> list[Received]:
@@ -162,7 +162,7 @@ async def _kept(call: Call, item: Inbound) -> Received:
 
 def _sender_key(item: Inbound) -> Hashable:
     sender = item.sender
-    return item.channel.project_id, sender.identity.identifiers(sender.scope)[0] if sender else None
+    return sender.identifiers[0] if sender else item.channel.project_id
 
 
 def _taken(counts: dict[str, int]) -> Answer:

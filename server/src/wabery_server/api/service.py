@@ -63,6 +63,7 @@ class Service:
             database,
             self._receive,
             keys=Inbound.keys,
+            lanes=2,
             group=(lambda item: item.channel.project_id) if grouped else None,
         )
         self.per_secret_key = Limit("secret_key", settings.secret_key_per_second, 1)

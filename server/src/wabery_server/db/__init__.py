@@ -94,10 +94,12 @@ class Source:
 class Tx:
     """Inside a transaction. Whoever made it commits."""
 
-    __slots__ = ("_connection",)
+    __slots__ = ("_connection", "again")
 
-    def __init__(self, connection: "asyncpg.Connection[Row]") -> None:
+    def __init__(self, connection: "asyncpg.Connection[Row]", *, again: bool = False) -> None:
         self._connection = connection
+        self.again = again
+        """Whether the work has failed before: somebody else may have written what it was about to write."""
 
     async def rows(self, sql: str, *values: object) -> list[Row]:
         found: list[Row] = await self._connection.fetch(sql, *values)
@@ -116,6 +118,15 @@ class Tx:
             part = many[start : start + MOST_ROWS]
             found += await self._connection.fetch(for_rows(sql, len(part)), *chain.from_iterable(part))
         return found
+
+    async def count_each(self, sql: str, many: Sequence[Sequence[object]]) -> int:
+        """The same for a statement that returns nothing: how many rows it has written."""
+        count = 0
+        for start in range(0, len(many), MOST_ROWS):
+            part = many[start : start + MOST_ROWS]
+            tag = await self._connection.execute(for_rows(sql, len(part)), *chain.from_iterable(part))
+            count += int(tag.rpartition(" ")[2])
+        return count
 
     async def savepoint(self, work: Callable[[], Awaitable[T]]) -> T:
         """Runs `work` so that its failure undoes only itself."""
@@ -146,19 +157,20 @@ class Lane:
     async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE, bare: bool = False) -> T:
         """Runs `work` in a transaction and commits it, again where that is safe. Raises errors.Unavailable.
 
-        `bare`: the work writes with one statement at most, and so saves the begin and the commit around it.
+        `bare`: the work only reads, or writes with a single statement, and so saves the begin and the commit around it.
         """
-        return await _until(deadline, lambda: self._once(work, bare))
+        return await _until(deadline, lambda again: self._once(work, bare, again))
 
-    async def _once(self, work: Work[T], bare: bool) -> T:
+    async def _once(self, work: Work[T], bare: bool, again: bool) -> T:
         async with self._turn:
             if self._connection is None or self._connection.is_closed():
                 self._connection = await self._source.connect(**LANE)
             try:
+                tx = Tx(self._connection, again=again)
                 if bare:
-                    return await work(Tx(self._connection))
+                    return await work(tx)
                 async with self._connection.transaction():
-                    return await work(Tx(self._connection))
+                    return await work(tx)
             except BaseException as failure:
                 _after(failure, self._connection)
                 raise
@@ -205,14 +217,14 @@ class Database:
 
     async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE) -> T:
         """Runs `work` in a transaction and commits it, again where that is safe. Raises errors.Unavailable."""
-        return await _until(deadline, lambda: self._once(work))
+        return await _until(deadline, lambda again: self._once(work, again))
 
-    async def _once(self, work: Work[T]) -> T:
+    async def _once(self, work: Work[T], again: bool) -> T:
         assert self._pool is not None, "the database is opened with `async with`"
         async with self._pool.acquire(timeout=5) as connection:
             try:
                 async with connection.transaction():
-                    return await work(Tx(connection))
+                    return await work(Tx(connection, again=again))
             except BaseException as failure:
                 _after(failure, connection)
                 raise
@@ -235,12 +247,14 @@ def _after(failure: BaseException, connection: "asyncpg.Connection[Row]") -> Non
         failure.detail = None  # it quotes the row: a log of the failure would hold phone numbers and texts
 
 
-async def _until(deadline: timedelta, once: Callable[[], Awaitable[T]]) -> T:
+async def _until(deadline: timedelta, once: Callable[[bool], Awaitable[T]]) -> T:
+    """`once(again)` until it succeeds: `again` says whether it has failed before."""
     end = time.monotonic() + deadline.total_seconds()
     pause = 0.01
+    again = False
     while True:
         try:
-            return await once()
+            return await once(again)
         except asyncpg.DataError:
             raise  # an InterfaceError by inheritance, but a value of ours is wrong: repeating it changes nothing
         except asyncpg.LockNotAvailableError as failure:
@@ -248,6 +262,7 @@ async def _until(deadline: timedelta, once: Callable[[], Awaitable[T]]) -> T:
         except (*_REPEATABLE, Conflict) as failure:
             if time.monotonic() + pause > end:
                 raise errors.Unavailable(retry_after=1) from failure
+        again = True
         await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  # jitter
         pause = min(pause * 2, 0.5)
 

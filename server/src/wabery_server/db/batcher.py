@@ -27,8 +27,8 @@ class Batcher(Generic[Item, Result]):
     alone, while the others commit. When the transaction itself fails, its items are run one by one, so that a row the
     database refuses harms nobody else. `keys(item)` names what a batch may hold only once; a second item with a key of
     the first waits for the next batch. `group(item)` keeps a batch within one group (a project, on Citus). `bare(items)`
-    tells whether their flush is a single statement, which needs no transaction around it. A batch is tried again for
-    `deadline`.
+    tells whether their flush is a single statement, or reads only, and needs no transaction around it. `lanes` are its
+    own, or given and then perhaps shared with other batchers. A batch is tried again for `deadline`.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Batcher(Generic[Item, Result]):
         database: Database,
         flush: Callable[[Tx, list[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
-        lanes: int = 1,
+        lanes: int | Sequence[Lane] = 1,
         bare: Callable[[list[Item]], bool] | None = None,
         keys: Callable[[Item], Iterable[Hashable]] | None = None,
         group: Callable[[Item], Hashable] | None = None,
@@ -51,7 +51,7 @@ class Batcher(Generic[Item, Result]):
         self._max_batch = max_batch
         self._max_queue = max_queue
         self._deadline = deadline
-        self._idle = [database.lane() for _ in range(lanes)]
+        self._idle = [database.lane() for _ in range(lanes)] if isinstance(lanes, int) else list(lanes)
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._held: set[Hashable] = set()
         self._starting = False

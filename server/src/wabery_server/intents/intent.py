@@ -333,7 +333,7 @@ def read_row(row: Row) -> Intent:
 
 
 async def settle(tx: Tx, settled: Sequence[tuple[object, ...]]) -> None:
-    if len(await tx.rows_each(sql.settle, settled)) != len(settled):
+    if await tx.count_each(sql.settle, settled) != len(settled):
         raise Conflict("an intent was settled meanwhile")
 
 

@@ -46,14 +46,22 @@ where i.project_id = $1 and i.id = $2
 for update of i;
 
 -- name: lock_by_token, hot
--- In the order of the rows that are asked for.
+-- In the order of the rows that are asked for, each with the active link of its reference. The link may have changed while
+-- the lock was waited for: whoever writes upon it is told by its unique index, or by the row that is not there any more.
 select i.*
 from (values ($1::text, $2::bytea)) w (project_id, token_hash)
 cross join lateral (
-    select {columns}, i.token_hash, k.revoked_at, c.deleted_at
+    select {columns}, i.token_hash, k.revoked_at, c.deleted_at, l.link_id, l.link_contact_id, l.link_intent_id,
+        l.link_trust, l.link_metadata, l.link_created_at
     from registration_intents i
     left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
     left join channels c on c.project_id = i.project_id and c.id = i.channel_id
+    left join lateral (
+        select l.id as link_id, l.contact_id as link_contact_id, l.registration_intent_id as link_intent_id,
+            l.reference_trust as link_trust, l.metadata as link_metadata, l.created_at as link_created_at
+        from links l
+        where l.project_id = i.project_id and l.customer_reference = i.customer_reference and l.ended_at is null
+        limit 1) l on true
     where i.project_id = w.project_id and i.token_hash = w.token_hash
     for update of i) i;
 
@@ -65,8 +73,7 @@ set status = w.status, ended_at = w.ended_at, rejection_reason = w.rejection_rea
     message_id = w.message_id, joined_at = w.joined_at, already_linked = w.already_linked
 from (values ($1::text, $2::text, $3::text, $4::timestamptz, $5::text, $6::text, $7::text, $8::timestamptz, $9::boolean))
     w (project_id, id, status, ended_at, rejection_reason, contact_id, message_id, joined_at, already_linked)
-where i.project_id = w.project_id and i.id = w.id and i.status not in ('JOINED', 'REJECTED', 'EXPIRED')
-returning i.id;
+where i.project_id = w.project_id and i.id = w.id and i.status not in ('JOINED', 'REJECTED', 'EXPIRED');
 
 -- name: listed
 select {columns}

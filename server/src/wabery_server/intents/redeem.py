@@ -10,7 +10,7 @@ from msgspec import Struct
 from wabery_server import contacts, ids, outbox
 from wabery_server.accounts import Project
 from wabery_server.contacts import Contact, EndReason, Link
-from wabery_server.db import Tx
+from wabery_server.db import Row, Tx
 from wabery_server.intents import tell
 from wabery_server.intents.intent import (
     Attempt,
@@ -141,23 +141,42 @@ class Opened(NamedTuple):
     intent: Intent
     key_revoked: bool
     channel_deleted: bool
+    linked: Link | None
+    """The active link of its reference."""
 
 
-Openings = Mapping[tuple[str, bytes], Opened]
-"""By project and token hash."""
+Openings = Mapping[tuple[str, str], Opened]
+"""By project and token."""
 
 
 async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
     """Locks the intents whose tokens these projects' messages carry, in one order."""
-    hashes = {(project_id, hash_token(token)) for project_id, found in wanted for token in found.tokens}
-    if not hashes:
-        return {}
-    return {
-        (row["project_id"], row["token_hash"]): Opened(
-            read_row(row), row["revoked_at"] is not None, row["deleted_at"] is not None
-        )
-        for row in await tx.rows_each(sql.lock_by_token, sorted(hashes))
+    tokens = {
+        (project_id, hash_token(token)): (project_id, token)
+        for project_id, found in wanted
+        for token in found.tokens
     }
+    return {
+        tokens[row["project_id"], row["token_hash"]]: Opened(
+            read_row(row), row["revoked_at"] is not None, row["deleted_at"] is not None, _linked(row)
+        )
+        for row in await tx.rows_each(sql.lock_by_token, sorted(tokens))
+    }
+
+
+def _linked(row: Row) -> Link | None:
+    if row["link_id"] is None:
+        return None
+    return Link(
+        project_id=row["project_id"],
+        id=row["link_id"],
+        contact_id=row["link_contact_id"],
+        customer_reference=row["customer_reference"],
+        registration_intent_id=row["link_intent_id"],
+        reference_trust=row["link_trust"],
+        metadata=msgspec.Raw(row["link_metadata"]),
+        created_at=row["link_created_at"],
+    )
 
 
 async def redeem(
@@ -184,8 +203,11 @@ async def redeem(
         if isinstance(one, Opened) and one.intent.status == Status.PENDING:
             references.setdefault((one.intent.project_id, one.intent.customer_reference), number)
     people = {(one.project_id, one.contact.id) for one in arrivals if not one.contact.fresh}
-    linked = _Linked(await contacts.active_links(tx, people, references) if references else [])
+    of_contact: dict[tuple[str, str], list[Link]] = {}
+    for link in await contacts.active_links(tx, people) if references else ():
+        of_contact.setdefault((link.project_id, link.contact_id), []).append(link)
     busy: set[tuple[str, str]] = set()
+    yielded: set[str] = set()
     work = _Settling()
     results: list[Redeemed | None] = []
     for number, (arrival, one) in enumerate(zip(arrivals, chosen, strict=True)):
@@ -193,55 +215,31 @@ async def redeem(
             results.append(Redeemed(one, None))
             continue
         intent = one.intent
-        reference = (intent.project_id, intent.customer_reference)
+        person = (arrival.project_id, arrival.contact.id)
         verdict = judge(
             intent,
             arrival,
-            of_contact=linked.of_contact(arrival.project_id, arrival.contact.id),
-            of_reference=linked.of_reference(*reference),
+            of_contact=of_contact.get(person, ()),
+            of_reference=one.linked,
             project=projects[intent.project_id],
             key_revoked=one.key_revoked,
             channel_deleted=one.channel_deleted,
             grace=grace,
         )
-        person = (arrival.project_id, arrival.contact.id)
+        ended = {link.id for link in verdict.ended}
         if (
-            references.get(reference, number) != number
+            references.get((intent.project_id, intent.customer_reference), number) != number
             or person in busy
-            or not linked.yield_once(verdict.ended)
+            or not yielded.isdisjoint(ended)
         ):
             results.append(None)
             continue
         busy.add(person)
+        yielded |= ended
         work.add(intent, arrival, verdict, projects[intent.project_id])
         results.append(Redeemed(verdict.attempt, intent.id))
     await work.write(tx, projects)
     return results
-
-
-class _Linked:
-    """The active links that a redemption can see."""
-
-    def __init__(self, links: Sequence[Link]) -> None:
-        self._of_contact: dict[tuple[str, str], list[Link]] = {}
-        self._of_reference: dict[tuple[str, str], Link] = {}
-        self._yielded: set[str] = set()
-        for link in sorted(links, key=lambda link: link.id):
-            self._of_contact.setdefault((link.project_id, link.contact_id), []).append(link)
-            self._of_reference[link.project_id, link.customer_reference] = link
-
-    def of_contact(self, project_id: str, contact_id: str) -> list[Link]:
-        return self._of_contact.get((project_id, contact_id), [])
-
-    def of_reference(self, project_id: str, reference: str) -> Link | None:
-        return self._of_reference.get((project_id, reference))
-
-    def yield_once(self, links: Sequence[Link]) -> bool:
-        names = {link.id for link in links}
-        if not self._yielded.isdisjoint(names):
-            return False
-        self._yielded |= names
-        return True
 
 
 class _Settling:
@@ -300,7 +298,7 @@ def _choose(arrival: Arrival, openings: Openings, grace: timedelta) -> Opened | 
     known = [
         one
         for token in arrival.found.tokens
-        if (one := openings.get((arrival.project_id, hash_token(token)))) is not None
+        if (one := openings.get((arrival.project_id, token))) is not None
     ]
     if not known:
         if arrival.sender_limited:
@@ -320,7 +318,7 @@ async def _replaced(tx: Tx, ended: Sequence[tuple[Link, datetime]]) -> list[Even
     """Ends the links that yield, and tells of each; their people may not be the ones who wrote."""
     events = []
     people = await contacts.known(tx, {(link.project_id, link.contact_id) for link, _ in ended})
-    for link, at in ended:
+    for link, at in sorted(ended, key=lambda pair: pair[0].id):
         await contacts.end(tx, [link], EndReason.REPLACED, at)
         events.append(tell.unlinked(link, EndReason.REPLACED, at, people[link.project_id, link.contact_id]))
     return events
