@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 
 from wabery_server import db, errors
-from wabery_server.db import Conflict, Database, Source, Tx
+from wabery_server.db import Conflict, Database, Source, Tx, batcher
 from wabery_server.db.batcher import Batcher
 from wabery_server.db.embedded import Embedded
 
@@ -209,6 +209,30 @@ async def test_as_many_batches_are_under_way_as_there_are_lanes(notes: Database)
 
     assert sorted(under_way) == [[1], [2], [3]]
     assert write.batches[3:] == [[4, 5, 6, 7]]
+
+
+async def test_a_few_that_wait_let_the_batch_before_them_end_and_many_take_another_lane(
+    notes: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batcher, "_LONG_SECONDS", 60)
+    write = Writer(gated=True)
+    gathering = Batcher(notes, write, lanes=2)
+    asked = [gathering.enqueue(0)]
+    await write.arrived.acquire()
+    few = list(range(20, 20 + batcher._MANY - 1))
+    asked += [gathering.enqueue(item) for item in few]
+    for _ in range(10):
+        await asyncio.sleep(0)
+    before = list(write.batches)
+
+    asked.append(gathering.enqueue(1))
+    await asyncio.wait_for(write.arrived.acquire(), 5)
+
+    assert before == [[0]]
+    assert write.batches == [[0], [*few, 1]]
+    write.open()
+    write.go.release()
+    await asyncio.gather(*asked)
 
 
 async def test_a_batch_stays_within_its_group(notes: Database) -> None:

@@ -1,10 +1,10 @@
 """Group commit: calls that arrive while a transaction is under way form the next one.
 
-No timer and no waiting when idle: a call that finds a free lane goes at once, with those of the same turn of the event
-loop.
+No waiting when idle: a call that finds nothing under way goes at once, with those of the same turn of the event loop.
 """
 
 import asyncio
+import time
 from collections import deque
 from collections.abc import Awaitable, Callable, Hashable, Iterable, Sequence
 from datetime import timedelta
@@ -18,6 +18,10 @@ Result = TypeVar("Result")
 
 MAX_BATCH = 512
 MAX_QUEUE = 20_000
+_MANY = 12
+"""So many waiting are worth another lane: two small batches side by side cost more than one after the other."""
+_LONG_SECONDS = 0.05
+"""And so does any that waits behind a batch that takes this long; a row in it may be locked by somebody."""
 
 
 class Batcher(Generic[Item, Result]):
@@ -52,6 +56,9 @@ class Batcher(Generic[Item, Result]):
         self._max_queue = max_queue
         self._deadline = deadline
         self._idle = [database.lane() for _ in range(lanes)] if isinstance(lanes, int) else list(lanes)
+        self._lanes = len(self._idle)
+        self._began = 0.0
+        self._later: asyncio.TimerHandle | None = None
         self._queue: deque[tuple[Item, asyncio.Future[Result]]] = deque()
         self._held: set[Hashable] = set()
         self._starting = False
@@ -90,13 +97,29 @@ class Batcher(Generic[Item, Result]):
     def _start(self) -> None:
         self._starting = False
         while self._idle and self._queue:
+            if not self._worth_a_lane():
+                self._start_later()
+                return
             batch, held = self._take()
             if not batch:
                 return
+            self._began = time.monotonic()
             lane = self._idle.pop()
             task = asyncio.create_task(self._serve(lane, batch, held))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
+
+    def _worth_a_lane(self) -> bool:
+        nothing_runs = len(self._idle) == self._lanes
+        return nothing_runs or len(self._queue) >= _MANY or time.monotonic() - self._began >= _LONG_SECONDS
+
+    def _start_later(self) -> None:
+        if self._later is None:
+            self._later = asyncio.get_running_loop().call_later(_LONG_SECONDS, self._look_again)
+
+    def _look_again(self) -> None:
+        self._later = None
+        self._start()
 
     def _take(self) -> tuple[list[tuple[Item, "asyncio.Future[Result]"]], set[Hashable]]:
         """The next batch, oldest first, and the keys it holds; what must wait stays in the queue in its order."""
