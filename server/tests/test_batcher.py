@@ -1,6 +1,8 @@
 """Group commit: who waits becomes the next batch, everybody gets their own answer, and nobody is harmed by another."""
 
 import asyncio
+import os
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
 from datetime import timedelta
@@ -436,3 +438,23 @@ async def test_a_database_that_stays_away_is_503_for_all_who_wait(
     assert [type(answer) for answer in answers] == [errors.Unavailable] * 4
     assert await batcher.submit(5) == -5
     assert await written(own_notes) == [5]
+
+
+async def test_a_lane_whose_server_process_is_frozen_goes_on_with_another(
+    own_cluster: Embedded, own_notes: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "COMMAND_TIMEOUT", timedelta(milliseconds=200))
+    lane = own_notes.lane()
+
+    async def process(tx: Tx) -> int:
+        (row,) = await tx.rows("select pg_backend_pid() as pid")
+        return int(row["pid"])
+
+    frozen = await lane.run(process)
+    os.kill(frozen, signal.SIGSTOP)
+    try:
+        other = await lane.run(process)
+    finally:
+        os.kill(frozen, signal.SIGCONT)
+
+    assert other != frozen

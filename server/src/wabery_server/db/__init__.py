@@ -26,7 +26,7 @@ T = TypeVar("T")
 
 DEADLINE = timedelta(seconds=8)
 COMMAND_TIMEOUT = timedelta(seconds=5)
-"""A statement that takes longer is given up with its connection: the server behind it may be frozen."""
+"""A statement, or all that one batch asks, that takes longer is given up with its connection: the server may be frozen."""
 LOCK_TIMEOUT = timedelta(seconds=2)
 MOST_ROWS = 32
 """Rows in one statement. A statement is prepared for each number of rows, so this bounds what a connection keeps."""
@@ -72,12 +72,14 @@ class Source:
     dsn: str | None = None
     parts: dict[str, object] = field(default_factory=dict, repr=False)
 
-    async def connect(self, **settings: str) -> "asyncpg.Connection[Row]":
+    async def connect(
+        self, *, command_timeout: timedelta | None = COMMAND_TIMEOUT, **settings: str
+    ) -> "asyncpg.Connection[Row]":
         return await asyncpg.connect(
             self.dsn,
             **self.parts,
             timeout=5,
-            command_timeout=COMMAND_TIMEOUT.total_seconds(),
+            command_timeout=command_timeout.total_seconds() if command_timeout else None,
             statement_cache_size=1000,  # a lane has one for each number of rows
             server_settings={
                 "application_name": "wabery",
@@ -163,17 +165,24 @@ class Lane:
 
     async def _once(self, work: Work[T], bare: bool, again: bool) -> T:
         async with self._turn:
-            if self._connection is None or self._connection.is_closed():
-                self._connection = await self._source.connect(**LANE)
+            connection = self._connection
+            if connection is None or connection.is_closed():
+                connection = self._connection = await self._source.connect(command_timeout=None, **LANE)
+            # One timer for all that the work asks; asyncpg would make one for each statement.
+            limit = asyncio.get_running_loop().call_later(
+                COMMAND_TIMEOUT.total_seconds(), connection.terminate
+            )
             try:
-                tx = Tx(self._connection, again=again)
+                tx = Tx(connection, again=again)
                 if bare:
                     return await work(tx)
-                async with self._connection.transaction():
+                async with connection.transaction():
                     return await work(tx)
             except BaseException as failure:
-                _after(failure, self._connection)
+                _after(failure, connection)
                 raise
+            finally:
+                limit.cancel()
 
     async def close(self) -> None:
         async with self._turn:
