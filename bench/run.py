@@ -156,7 +156,7 @@ class Bench:
         asyncio.run(self._gather_statistics())
 
     async def _gather_statistics(self) -> None:
-        async with self._database() as database:
+        async with self.database() as database:
             await database.run(gather)
 
     def _round(self, server: "Server") -> None:
@@ -183,12 +183,12 @@ class Bench:
         """As many live tokens, each from a person of its own, as the run can use up."""
         wanted = self.seconds * 16_000
         path = self.folder / "inbound.txt"
-        asyncio.run(self._write_webhooks(path, wanted))
+        asyncio.run(self.write_webhooks(path, wanted))
         self._wrk(server, "inbound join", "inbound.lua", str(path))
 
     async def _prepare(self) -> None:
-        async with self._database() as database:
-            await database.run(self._make_tenants)
+        async with self.database() as database:
+            await database.run(self.make_tenants)
             made = [self._new_mint(self.tenants[n % len(self.tenants)], f"polled-{n}") for n in range(POLLED)]
             for number, mint in enumerate(made):
                 mint.intent.id = f"reg_{number:026}"  # which pgbench can make up too
@@ -206,7 +206,7 @@ class Bench:
         await connection.execute("vacuum analyze")
         await connection.close()
 
-    async def _make_tenants(self, tx: Tx) -> None:
+    async def make_tenants(self, tx: Tx) -> None:
         self.tenants.clear()
         now = datetime.now(UTC)
         organization_id = await accounts.find_organization(tx)
@@ -251,13 +251,13 @@ class Bench:
                 lambda tx, part=part: intents.mint(tx, part, keyring=self.keyring, keep=timedelta(hours=24))  # type: ignore[misc]
             )
 
-    async def _write_webhooks(self, path: Path, wanted: int) -> None:
+    async def write_webhooks(self, path: Path, wanted: int) -> None:
         self._number += 1
         made = [
             self._new_mint(self.tenants[n % len(self.tenants)], f"in{self._number}-{n}")
             for n in range(wanted)
         ]
-        async with self._database() as database:
+        async with self.database() as database:
             await self._insert(database, made)
         at = datetime.now(UTC)
         with path.open("w") as file:
@@ -282,7 +282,7 @@ class Bench:
         with self._receiver() as url:
             asyncio.run(self._queue_deliveries(url, wanted))
             before = received(url)
-            with self._process("worker") as worker:
+            with self.process("worker") as worker:
                 began, cpu = time.monotonic(), None
                 while (seen := received(url) - before) < wanted:
                     if cpu is None and seen:
@@ -306,7 +306,7 @@ class Bench:
         tenant = self.tenants[0]
         now = datetime.now(UTC)
         payload: dict[str, object] = {"customer_reference": "user_123", "text": "x" * 400}
-        async with self._database() as database:
+        async with self.database() as database:
             changes = ProjectChanges(webhook_url=url)
             await database.run(
                 lambda tx: accounts.update_project(
@@ -329,7 +329,7 @@ class Bench:
                 )
 
     async def _stop_deliveries(self) -> None:
-        async with self._database() as database:
+        async with self.database() as database:
             await database.run(
                 lambda tx: accounts.update_project(
                     tx,
@@ -397,7 +397,7 @@ class Bench:
         self.figures.setdefault(name, Figure(name)).rates.append(rate)
         say(f"{name:28} {rate:9,.0f}/s")
 
-    def _database(self) -> Database:
+    def database(self) -> Database:
         return Database(Source(parts=self.embedded.address.dsn_kwargs()), pool_size=1)
 
     @property
@@ -407,19 +407,19 @@ class Bench:
     @contextlib.contextmanager
     def _server(self) -> Iterator["Server"]:
         began = time.monotonic()
-        with self._process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
+        with self.process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
             server.url = "http://127.0.0.1:8499"
             server.wait()
             self.facts["ready, cold (with initdb), s"] = round(time.monotonic() - began, 2)
         began = time.monotonic()
-        with self._process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
+        with self.process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
             server.url = "http://127.0.0.1:8499"
             server.wait()
             self.facts["ready, warm, s"] = round(time.monotonic() - began, 2)
             yield server
 
     @contextlib.contextmanager
-    def _process(self, command: str, **settings: str) -> Iterator["Server"]:
+    def process(self, command: str, **settings: str) -> Iterator["Server"]:
         environ = {name: value for name, value in os.environ.items() if not name.startswith("WABERY_")}
         environ |= LIFTED | {"WABERY_DATA_DIR": str(self.folder / "data")} | settings
         # The log is written, as in production, to a file that nobody looks at.
