@@ -42,6 +42,7 @@ fix: .venv/installed node_modules/installed ## format the code and mend what the
 bench: .venv/installed ## measure, beside the limit on the same PostgreSQL; writes bench/results/
 	@$(BIN)/python bench/run.py --write $(ARGS)
 	@$(BIN)/python bench/rows.py
+	@$(BIN)/python bench/join.py
 	@$(BIN)/python bench/startup.py --write
 
 openapi: .venv/installed ## write openapi.json from the routes table
