@@ -15,6 +15,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import asyncpg
+from run import cpu_of
 
 from wabery_server import ids
 from wabery_server.db import LANE, Row, Source
@@ -30,12 +31,6 @@ BATCHES = 40
 Values = list[tuple[object, ...]]
 Way = Callable[["asyncpg.Connection[Row]", str, Values], Awaitable[object]]
 PROJECT, CHANNEL, KEY = (ids.new(prefix, datetime.now(UTC)) for prefix in ("proj", "channel", "key"))
-
-
-def cpu_of(process: int) -> float:
-    """Seconds of user and system time that a process has used."""
-    fields = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 async def pipelined(connection: "asyncpg.Connection[Row]", text: str, rows: Values) -> None:
