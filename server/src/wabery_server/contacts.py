@@ -239,7 +239,21 @@ async def known(tx: Tx, wanted: Iterable[tuple[str, str]]) -> dict[tuple[str, st
 async def active_links(tx: Tx, contacts: Iterable[tuple[str, str]]) -> list[Link]:
     """The active links of these (project, contact), oldest first."""
     rows = await tx.rows_each(sql.links_of_contact, sorted(contacts))
-    return sorted([_link(row) for row in rows], key=lambda link: link.id)
+    return sorted([read_link(row) for row in rows], key=lambda link: link.id)
+
+
+def read_link(row: Row, prefix: str = "") -> Link:
+    """A link from a row, where all but its project and reference may be named with a prefix."""
+    return Link(
+        project_id=row["project_id"],
+        id=row[f"{prefix}id"],
+        contact_id=row[f"{prefix}contact_id"],
+        customer_reference=row["customer_reference"],
+        registration_intent_id=row[f"{prefix}registration_intent_id"],
+        reference_trust=row[f"{prefix}reference_trust"],
+        metadata=msgspec.Raw(row[f"{prefix}metadata"]),
+        created_at=row[f"{prefix}created_at"],
+    )
 
 
 async def link(tx: Tx, links: Sequence[Link]) -> None:
@@ -383,16 +397,3 @@ def _assembled(rows: Iterable[Row]) -> dict[tuple[str, str], Contact]:
         if row["kind"] is not None:
             contact.hold(row["kind"], row["scope"], row["value"])
     return found
-
-
-def _link(row: Row) -> Link:
-    return Link(
-        project_id=row["project_id"],
-        id=row["id"],
-        contact_id=row["contact_id"],
-        customer_reference=row["customer_reference"],
-        registration_intent_id=row["registration_intent_id"],
-        reference_trust=row["reference_trust"],
-        metadata=msgspec.Raw(row["metadata"]),
-        created_at=row["created_at"],
-    )

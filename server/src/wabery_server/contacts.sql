@@ -74,16 +74,14 @@ cross join lateral (
 insert into conversations (project_id, id, channel_id, contact_id, created_at)
 values ($1, $2, $3, $4, $5);
 
--- part: link
-l.project_id, l.id, l.contact_id, l.customer_reference, l.registration_intent_id, l.reference_trust, l.metadata,
-    l.created_at
-
 -- name: links_of_contact, hot
 -- `offset 0` does what `limit 1` does elsewhere: each row is looked up by its key, whatever the planner thinks of the table.
 select l.*
 from (values ($1::text, $2::text)) w (project_id, contact_id)
 cross join lateral (
-    select {link} from links l
+    select l.project_id, l.id, l.contact_id, l.customer_reference, l.registration_intent_id, l.reference_trust, l.metadata,
+        l.created_at
+    from links l
     where l.project_id = w.project_id and l.contact_id = w.contact_id and l.ended_at is null
     offset 0) l;
 

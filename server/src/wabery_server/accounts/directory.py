@@ -185,11 +185,7 @@ class Directory:
     async def _read_callers(self, tx: Tx, presented_keys: list[str]) -> dict[str, Caller]:
         found = await any_live_keys(tx, presented_keys)
         owners = await projects(tx, sorted({one.key.project_id for one in found.values()})) if found else {}
-        return {
-            value: Caller(owners[one.key.project_id], one.key, one.until)
-            for value, one in found.items()
-            if one.key.project_id in owners
-        }
+        return {value: Caller(owners[one.key.project_id], one.key, one.until) for value, one in found.items()}
 
     async def _read_channels(self, tx: Tx, project_ids: list[str]) -> dict[str, dict[str, Channel]]:
         found: dict[str, dict[str, Channel]] = {project_id: {} for project_id in project_ids}

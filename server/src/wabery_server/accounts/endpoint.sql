@@ -3,7 +3,7 @@ insert into webhook_endpoints (id, project_id, is_default, url, secrets, secret_
 values ($1, $2, $3, $4, $5, $6, $7, $8)
 on conflict (id) do nothing;
 
--- name: endpoints, hot
+-- name: endpoints
 select id, project_id, is_default, url, events, secrets, secret_version, disabled_at, disabled_reason, created_at
 from webhook_endpoints
 where project_id = any($1::text[])

@@ -5,6 +5,7 @@ verified the body is the secret of that change's channel. (Meta: webhooks/overvi
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Hashable, Sequence
 
 import msgspec
@@ -52,14 +53,14 @@ async def receive(call: Call) -> Answer:
     except Unreadable:
         logs.line("inbound", request_id=call.request_id, outcome="unreadable", bytes=len(body))
         return _taken({"unreadable": 1})
-    counts: dict[str, int] = {}
+    counts: defaultdict[str, int] = defaultdict(int)
     items: list[Inbound] = []
     for change in parsed.changes:
         for reason, count in change.ignored.items():
-            counts[reason] = counts.get(reason, 0) + count
+            counts[reason] += count
         number = await _number_of(call, change, numbers)
         if number is None or secret not in number.app_secrets:
-            counts["foreign_change"] = counts.get("foreign_change", 0) + 1
+            counts["foreign_change"] += 1
             continue
         for message in change.messages:
             found = intents.find_tokens(message.texts)
@@ -70,7 +71,7 @@ async def receive(call: Call) -> Answer:
     received = await _keep(call, items)
     for item, one in zip(items, received, strict=True):
         became = one.attempt or one.outcome
-        counts[became] = counts.get(became, 0) + 1
+        counts[became] += 1
         if one.attempt in _BAD_TOKENS:
             call.service.bad_tokens.take(_sender_key(item))
         logs.line(

@@ -8,7 +8,7 @@ an outcome that a cut connection left unknown is made known by running it again.
 import asyncio
 import random
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -116,17 +116,15 @@ class Tx:
     async def rows_each(self, sql: str, many: Sequence[Sequence[object]]) -> list[Row]:
         """What a statement that is written for one row of `values` gives for many, `MOST_ROWS` at a time."""
         found: list[Row] = []
-        for start in range(0, len(many), MOST_ROWS):
-            part = many[start : start + MOST_ROWS]
-            found += await self._connection.fetch(for_rows(sql, len(part)), *chain.from_iterable(part))
+        for text, values in _pieces(sql, many):
+            found += await self._connection.fetch(text, *values)
         return found
 
     async def count_each(self, sql: str, many: Sequence[Sequence[object]]) -> int:
         """The same for a statement that returns nothing: how many rows it has written."""
         count = 0
-        for start in range(0, len(many), MOST_ROWS):
-            part = many[start : start + MOST_ROWS]
-            tag = await self._connection.execute(for_rows(sql, len(part)), *chain.from_iterable(part))
+        for text, values in _pieces(sql, many):
+            tag = await self._connection.execute(text, *values)
             count += int(tag.rpartition(" ")[2])
         return count
 
@@ -134,6 +132,12 @@ class Tx:
         """Runs `work` so that its failure undoes only itself."""
         async with self._connection.transaction():
             return await work()
+
+
+def _pieces(sql: str, many: Sequence[Sequence[object]]) -> Iterator[tuple[str, Iterable[object]]]:
+    for start in range(0, len(many), MOST_ROWS):
+        part = many[start : start + MOST_ROWS]
+        yield for_rows(sql, len(part)), chain.from_iterable(part)
 
 
 Work: TypeAlias = Callable[[Tx], Awaitable[T]]

@@ -51,14 +51,14 @@ for update of i;
 select i.*
 from (values ($1::text, $2::bytea)) w (project_id, token_hash)
 cross join lateral (
-    select {columns}, i.token_hash, k.revoked_at, c.deleted_at, l.link_id, l.link_contact_id, l.link_intent_id,
-        l.link_trust, l.link_metadata, l.link_created_at
+    select {columns}, i.token_hash, k.revoked_at, c.deleted_at, l.link_id, l.link_contact_id,
+        l.link_registration_intent_id, l.link_reference_trust, l.link_metadata, l.link_created_at
     from registration_intents i
     left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
     left join channels c on c.project_id = i.project_id and c.id = i.channel_id
     left join lateral (
-        select l.id as link_id, l.contact_id as link_contact_id, l.registration_intent_id as link_intent_id,
-            l.reference_trust as link_trust, l.metadata as link_metadata, l.created_at as link_created_at
+        select l.id as link_id, l.contact_id as link_contact_id,
+            l.registration_intent_id as link_registration_intent_id, l.reference_trust as link_reference_trust, l.metadata as link_metadata, l.created_at as link_created_at
         from links l
         where l.project_id = i.project_id and l.customer_reference = i.customer_reference and l.ended_at is null
         limit 1) l on true

@@ -10,7 +10,7 @@ from msgspec import Struct
 from wabery_server import contacts, ids, outbox
 from wabery_server.accounts import Project
 from wabery_server.contacts import Contact, EndReason, Link
-from wabery_server.db import Row, Tx
+from wabery_server.db import Tx
 from wabery_server.intents import tell
 from wabery_server.intents.intent import (
     Attempt,
@@ -158,25 +158,13 @@ async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
     }
     return {
         tokens[row["project_id"], row["token_hash"]]: Opened(
-            read_row(row), row["revoked_at"] is not None, row["deleted_at"] is not None, _linked(row)
+            read_row(row),
+            row["revoked_at"] is not None,
+            row["deleted_at"] is not None,
+            contacts.read_link(row, "link_") if row["link_id"] else None,
         )
         for row in await tx.rows_each(sql.lock_by_token, sorted(tokens))
     }
-
-
-def _linked(row: Row) -> Link | None:
-    if row["link_id"] is None:
-        return None
-    return Link(
-        project_id=row["project_id"],
-        id=row["link_id"],
-        contact_id=row["link_contact_id"],
-        customer_reference=row["customer_reference"],
-        registration_intent_id=row["link_intent_id"],
-        reference_trust=row["link_trust"],
-        metadata=msgspec.Raw(row["link_metadata"]),
-        created_at=row["link_created_at"],
-    )
 
 
 async def redeem(
