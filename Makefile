@@ -2,7 +2,7 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := server/src sdks/python/src server/tests sdks/python/tests tests bench docs examples
+SOURCES := conftest.py server/src sdks/python/src server/tests sdks/python/tests tests bench docs examples
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help

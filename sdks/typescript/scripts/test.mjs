@@ -13,6 +13,7 @@ import { fileURLToPath } from "node:url";
 import { chromium } from "../dist/test/chromium.js";
 
 const WABERY = fileURLToPath(new URL("../../../.venv/bin/wabery", import.meta.url));
+const LIMIT_MS = 120_000; // for each test file: a hang is a failure
 const AGAINST_BOTH = ["behaviours.test.js", "browser.test.js"];
 
 process.chdir(fileURLToPath(new URL("../dist/test", import.meta.url)));
@@ -23,7 +24,7 @@ else await withServer((environment) => run(AGAINST_BOTH, { WABERY_TEST_REAL: "ye
 if (!chromium()) console.error("\nNOT RUN: the tests in a browser. Install Chromium, or name one in CHROMIUM.\n");
 
 function run(names, environment) {
-  const { status } = spawnSync(process.execPath, ["--test", ...names], {
+  const { status } = spawnSync(process.execPath, ["--test", `--test-timeout=${LIMIT_MS}`, ...names], {
     stdio: "inherit",
     env: { ...process.env, ...environment },
   });
@@ -45,9 +46,11 @@ async function withServer(use) {
     env: Object.fromEntries(inherited),
   });
   const ended = once(server, "exit");
+  const late = setTimeout(() => server.kill("SIGKILL"), LIMIT_MS);
   try {
     const { value: line } = await createInterface({ input: server.stdout })[Symbol.asyncIterator]().next();
     if (!line) throw new Error(`\`wabery dev\` did not start:\n${readFileSync(log, "utf8")}`);
+    clearTimeout(late);
     const { base_url: baseUrl, env_file: file } = JSON.parse(line);
     const keys = Object.fromEntries(
       readFileSync(file, "utf8")
@@ -60,6 +63,7 @@ async function withServer(use) {
       WABERY_TEST_PUBLISHABLE_KEY: keys.WABERY_PUBLISHABLE_KEY,
     });
   } finally {
+    clearTimeout(late);
     server.kill();
     await ended;
     rmSync(folder, { recursive: true, force: true });

@@ -11,6 +11,7 @@ may have threads (a server revives its database while it runs), where any lock m
 
 import ctypes
 import os
+import signal
 import sys
 from pathlib import Path
 
@@ -19,6 +20,7 @@ _CLONE_NEWUSER = 0x10000000
 
 
 def main(parent: str, death_signal: str, user: str, *command: str) -> None:
+    _default_signals()
     if user == "namespace":
         _enter_namespace()
     elif user != "same":
@@ -36,6 +38,14 @@ def main(parent: str, death_signal: str, user: str, *command: str) -> None:
         os.execv(command[0], command)  # noqa: S606 -- no shell wanted
     except OSError as error:
         sys.exit(f"error: uid {os.geteuid()} cannot run {command[0]}: {error.strerror}")
+
+
+def _default_signals() -> None:
+    """A background job inherits an ignored SIGINT, the signal that stops PostgreSQL and that our death sends."""
+    for number in signal.valid_signals():
+        if signal.getsignal(number) == signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
 def _enter_namespace() -> None:
