@@ -1,8 +1,10 @@
 """/v1/api-keys: the keys of the project. A key gives away only what it has itself."""
 
+from typing import get_args
+
 from wabery_server import accounts, errors, intents
-from wabery_server.accounts import ApiKey, Caller, KeyChanges, KeyDraft, KeyRotation, Scope
-from wabery_server.api.call import Answer, Call
+from wabery_server.accounts import ApiKey, Caller, KeyChanges, KeyDraft, KeyKind, KeyRotation, Scope
+from wabery_server.api.call import Answer, Call, Write
 from wabery_server.db import Tx
 
 
@@ -16,16 +18,20 @@ async def listed(call: Call) -> Answer:
     return call.list_answer("api_keys", [(key.id, key.public()) for key in found], page)
 
 
-async def create(call: Call, tx: Tx) -> Answer:
+async def create(call: Call) -> Write:
     """Makes a key. A secret key is shown in this answer only."""
     caller = call.caller
     at = call.service.clock.now()
-    draft = call.decode(KeyDraft)
-    new = call.once("key", lambda: accounts.new_key(caller.project, draft, at))
+    new = accounts.new_key(caller.project, call.decode(KeyDraft), at)
     _check_has(caller, new.key)
-    await accounts.create_key(tx, new, actor=caller.key.id, at=at)
+    answer = call.answer(new.key.public(value=new.value), object_ids=(new.key.id,))
+
+    async def write(tx: Tx) -> Answer:
+        await accounts.create_key(tx, new, actor=caller.key.id, at=at)
+        return answer
+
     call.after_commit(lambda: call.service.signals.tell("accounts"))
-    return call.answer(new.key.public(value=new.value), object_ids=(new.key.id,))
+    return write
 
 
 async def get(call: Call) -> Answer:
@@ -35,50 +41,54 @@ async def get(call: Call) -> Answer:
     return call.answer(key.public(), object_ids=(key_id,))
 
 
-async def update(call: Call, tx: Tx) -> Answer:
+async def update(call: Call) -> Write:
     """Changes name, allowed origins or expiry."""
-    key = await accounts.update_key(
-        tx,
-        call.caller.project.id,
-        call.params["id"],
-        call.decode(KeyChanges),
-        actor=call.caller.key.id,
-        at=call.service.clock.now(),
-    )
+    caller, key_id = call.caller, call.params["id"]
+    changes, at = call.decode(KeyChanges), call.service.clock.now()
+
+    async def write(tx: Tx) -> Answer:
+        key = await accounts.update_key(tx, caller.project.id, key_id, changes, actor=caller.key.id, at=at)
+        return call.answer(key.public(), object_ids=(key.id,))
+
     call.after_commit(lambda: call.service.signals.tell("accounts"))
-    return call.answer(key.public(), object_ids=(key.id,))
+    return write
 
 
-async def rotate(call: Call, tx: Tx) -> Answer:
+async def rotate(call: Call) -> Write:
     """Gives a key a new value under its id. The value of a secret key is shown in this answer only.
 
     The value it takes the place of works for `overlap` more seconds; one from an earlier rotation ends at once. When a
     key has leaked, send 0. The body may be left out.
     """
-    caller = call.caller
+    caller, key_id = call.caller, call.params["id"]
     rotation = call.decode(KeyRotation) if call.body.strip() else KeyRotation()
-    key = await accounts.find_key(tx, caller.project.id, call.params["id"])
-    _check_has(caller, key)
-    value = call.once("value", lambda: accounts.new_value(caller.project, key.kind))
     at = call.service.clock.now()
-    key = await accounts.rotate_key(tx, key, value, rotation, actor=caller.key.id, at=at)
+    values = {kind: accounts.new_value(caller.project, kind) for kind in get_args(KeyKind)}
+
+    async def write(tx: Tx) -> Answer:
+        key = await accounts.find_key(tx, caller.project.id, key_id)
+        _check_has(caller, key)
+        value = values[key.kind]
+        key = await accounts.rotate_key(tx, key, value, rotation, actor=caller.key.id, at=at)
+        return call.answer(key.public(value=value), object_ids=(key.id,))
+
     call.after_commit(lambda: call.service.signals.tell("accounts"))
-    return call.answer(key.public(value=value), object_ids=(key.id,))
+    return write
 
 
-async def revoke(call: Call, tx: Tx) -> Answer:
+async def revoke(call: Call) -> Write:
     """Ends a key, and the pending intents it has minted. Revoking it again changes nothing."""
+    caller, key_id = call.caller, call.params["id"]
     call.empty_body()
-    key = await intents.revoke_key(
-        tx,
-        call.caller.project,
-        call.params["id"],
-        actor=call.caller.key.id,
-        at=call.service.clock.now(),
-    )
+    at = call.service.clock.now()
+
+    async def write(tx: Tx) -> Answer:
+        key = await intents.revoke_key(tx, caller.project, key_id, actor=caller.key.id, at=at)
+        return call.answer(key.public(), object_ids=(key.id,))
+
     call.after_commit(lambda: call.service.signals.tell("accounts"))
     call.after_commit(lambda: call.service.signals.tell("due"))
-    return call.answer(key.public(), object_ids=(key.id,))
+    return write
 
 
 def _check_has(caller: Caller, key: ApiKey) -> None:

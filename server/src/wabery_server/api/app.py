@@ -1,7 +1,8 @@
 """From a socket to a handler and back: request id, size, key, limits, idempotency, and every refusal as the contract's body.
 
-One path serves all calls. A read gets a `Call`; a write gets a `Call` and the transaction in which it takes effect and
-in which its answer is kept for its Idempotency-Key; a call marked `own_transaction` (the hot ones) does both itself.
+One path serves all calls. A handler that reads, or that writes through a batcher, returns its answer. A handler marked
+`writes` prepares and returns a `Write`: the transaction in which the call takes effect and in which its answer is kept
+for its Idempotency-Key.
 """
 
 import asyncio
@@ -25,9 +26,10 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from wabery_server import errors, idempotency, ids, logs
 from wabery_server.accounts import Caller
 from wabery_server.accounts import Scope as KeyScope
-from wabery_server.api.call import Answer, Call, Headers, Stream, gone
+from wabery_server.api.call import Answer, Call, Headers, Stream, Write, gone
 from wabery_server.api.service import Service
 from wabery_server.db import Conflict, Tx
+from wabery_server.idempotency import Key, Stored
 from wabery_server.settings import Settings
 
 VERSION = "2026-11-23"
@@ -46,7 +48,7 @@ _ALLOWED_HEADERS = (
 _PREFLIGHT_SECONDS = "7200"
 
 Handler = Callable[[Call], Awaitable[Answer]]
-Writer = Callable[[Call, Tx], Awaitable[Answer]]
+Preparer = Callable[[Call], Awaitable[Write]]
 
 _encode = msgspec.json.Encoder().encode
 _VERSION_HEADER = (b"wabery-version", VERSION.encode())
@@ -60,14 +62,16 @@ class Operation(NamedTuple):
 
     method: str
     path: str
-    handler: Handler | Writer
+    handler: Handler | Preparer
     summary: str
     scope: KeyScope | None = None
     """What a secret key needs; None with `open`: no key at all."""
     publishable: bool = False
     """Whether a publishable key may call it, from a browser too."""
     writes: bool = False
-    """Whether the handler takes a transaction."""
+    """Whether the handler prepares a `Write`, which then runs in a transaction."""
+    admits: Callable[[Call], object] | None = None
+    """For a handler that writes: refuses a caller, by a client secret say, before a stored answer is replayed."""
     open: bool = False
     max_body: int | None = None
     """Bytes; None: the setting."""
@@ -296,30 +300,59 @@ def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
 
 async def _run(operation: Operation, call: Call) -> Answer:
     if not operation.writes:
-        return await operation.handler(call)  # type: ignore[call-arg]  # the table says which kind it is
+        return await operation.handler(call)  # type: ignore[return-value]  # the table says which kind it is
+    if operation.admits is not None:
+        operation.admits(call)
     key = call.idempotency_key()
+    if key is None:
+        write: Write = await operation.handler(call)  # type: ignore[assignment]  # likewise
+        answer = await call.service.database.run(write)
+        return call.committed(answer)
+    # Equal keys take turns here, so that the second finds the first one's answer instead of waiting in the database.
+    async with call.service.same_key.turn(key.identity):
+        return await _run_once(operation, call, key)
+
+
+async def _run_once(operation: Operation, call: Call, key: Key) -> Answer:
+    """A write whose answer is kept under `key`, or the answer that was kept before.
+
+    1. A stored answer is replayed, without any work.
+    2. What is slow happens before the transaction.
+    3. The write and its answer are committed together. Where another process has just used the key, its answer is
+       replayed, also when its effect is what makes this write be refused.
+    """
+    service = call.service
+    replayed: list[Stored] = []
+
+    async def before(tx: Tx) -> Stored | None:
+        return await idempotency.answered(tx, key, keyring=service.keyring, at=service.clock.now())
+
+    if (stored := await service.database.run(before)) is not None:
+        return call.replayed(stored)
+    write: Write = await operation.handler(call)  # type: ignore[assignment]  # as in `_run`
 
     async def once(tx: Tx) -> Answer:
-        call.after.clear()
-        now = call.service.clock.now()
-        if key is not None:
-            before = await idempotency.answered(tx, key, keyring=call.service.keyring, at=now)
-            if before is not None:
-                return call.replayed(before)
-        answer = await operation.handler(call, tx)  # type: ignore[call-arg]
-        if key is not None:
-            stored = idempotency.Stored(answer.status, answer.body)
-            keep = call.service.settings.idempotency_keep
-            rows = [(key, stored, answer.object_ids)]
-            (taken,) = await idempotency.claim(tx, rows, keyring=call.service.keyring, at=now, keep=keep)
-            if taken is not None:
-                raise Conflict("the same Idempotency-Key has just been answered")
+        if tx.again and (stored := await before(tx)) is not None:
+            replayed.append(stored)
+            return call.replayed(stored)
+        answer = await write(tx)
+        rows = [(key, Stored(answer.status, answer.body), answer.object_ids)]
+        keep = service.settings.idempotency_keep
+        at = service.clock.now()
+        (taken,) = await idempotency.claim(tx, rows, keyring=service.keyring, at=at, keep=keep)
+        if taken is not None:
+            raise Conflict("the same Idempotency-Key has just been answered")
         return answer
 
-    answer = await call.service.database.run(once)
-    for tell in call.after:
-        tell()
-    return answer
+    try:
+        answer = await service.database.run(once)
+    except errors.Unavailable:
+        raise
+    except errors.WaberyError:
+        if (stored := await service.database.run(before)) is not None:
+            return call.replayed(stored)
+        raise
+    return answer if replayed else call.committed(answer)
 
 
 async def _body(receive: Receive, headers: Headers, most: int) -> bytes:

@@ -1,7 +1,7 @@
 """One request as a handler sees it, and its answer."""
 
 import re
-from collections.abc import AsyncGenerator, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
@@ -10,6 +10,7 @@ from starlette.types import Receive
 
 from wabery_server import errors, idempotency
 from wabery_server.accounts import Caller
+from wabery_server.db import Tx
 from wabery_server.limits import Allowance
 
 if TYPE_CHECKING:
@@ -42,6 +43,11 @@ class Answer(NamedTuple):
     """Instead of a body: parts that are sent as they come."""
 
 
+Write = Callable[[Tx], Awaitable[Answer]]
+"""The second step of a call that writes, made by its handler, which is the first: decode, check, ask the directory, draw.
+It touches the database and nothing else, and may run again: its ids, secrets and times were made before it."""
+
+
 class Page(NamedTuple):
     """Which part of a list: at most `limit` rows older than `before` (an id; None: from the newest)."""
 
@@ -70,7 +76,6 @@ class Call:
     """A request whose caller is known, whose size is checked and whose limits allow it."""
 
     __slots__ = (
-        "_made",
         "after",
         "body",
         "headers",
@@ -116,7 +121,6 @@ class Call:
         self.out = out
         """Headers of the answer, also of a refusal."""
         self.after: list[Callable[[], None]] = []
-        self._made: dict[str, object] = {}
 
     @property
     def caller(self) -> Caller:
@@ -127,11 +131,11 @@ class Call:
         """Runs `tell` when the transaction of this write has been committed."""
         self.after.append(tell)
 
-    def once(self, name: str, make: Callable[[], T]) -> T:
-        """What `make` gave the first time: ids and secrets stay when the transaction has to run again."""
-        if name not in self._made:
-            self._made[name] = make()
-        return self._made[name]  # type: ignore[return-value]  # kept by this very name
+    def committed(self, answer: Answer) -> Answer:
+        """To be called after the commit of this write; returns its answer."""
+        for tell in self.after:
+            tell()
+        return answer
 
     def idempotency_key(self) -> idempotency.Key | None:
         """The request's Idempotency-Key. Raises errors.InvalidIdempotencyKey."""

@@ -8,7 +8,7 @@ from typing import Literal, TypedDict
 
 from wabery_server import accounts, intents, whatsapp
 from wabery_server.accounts import Channel, ChannelChanges, ChannelDraft, Credentials
-from wabery_server.api.call import Answer, Call
+from wabery_server.api.call import Answer, Call, Write
 from wabery_server.db import Tx
 from wabery_server.whatsapp import Finding
 
@@ -33,14 +33,18 @@ async def listed(call: Call) -> Answer:
     return call.list_answer("channels", [(channel.id, channel.public()) for channel in found], page)
 
 
-async def create(call: Call, tx: Tx) -> Answer:
+async def create(call: Call) -> Write:
     """Connects a number. It belongs to this project alone until the channel is deleted."""
-    at = call.service.clock.now()
-    draft = call.decode(ChannelDraft)
-    new = call.once("channel", lambda: accounts.new_channel(call.caller.project.id, draft, at))
-    await accounts.create_channel(tx, new, keyring=call.service.keyring, actor=call.caller.key.id, at=at)
+    at, keyring, actor = call.service.clock.now(), call.service.keyring, call.caller.key.id
+    new = accounts.new_channel(call.caller.project.id, call.decode(ChannelDraft), at)
+    answer = _shown(call, new.channel, new.credentials)
+
+    async def write(tx: Tx) -> Answer:
+        await accounts.create_channel(tx, new, keyring=keyring, actor=actor, at=at)
+        return answer
+
     _tell(call)
-    return _shown(call, new.channel, new.credentials)
+    return write
 
 
 async def get(call: Call) -> Answer:
@@ -70,37 +74,37 @@ async def check(call: Call) -> Answer:
     )
 
 
-async def update(call: Call, tx: Tx) -> Answer:
+async def update(call: Call) -> Write:
     """Changes what the body names."""
-    channel, credentials = await accounts.update_channel(
-        tx,
-        call.caller.project.id,
-        call.params["id"],
-        call.decode(ChannelChanges),
-        keyring=call.service.keyring,
-        actor=call.caller.key.id,
-        at=call.service.clock.now(),
-    )
+    caller, channel_id, keyring = call.caller, call.params["id"], call.service.keyring
+    changes, at = call.decode(ChannelChanges), call.service.clock.now()
+
+    async def write(tx: Tx) -> Answer:
+        channel, credentials = await accounts.update_channel(
+            tx, caller.project.id, channel_id, changes, keyring=keyring, actor=caller.key.id, at=at
+        )
+        return _shown(call, channel, credentials)
+
     _tell(call)
-    return _shown(call, channel, credentials)
+    return write
 
 
-async def delete(call: Call, tx: Tx) -> Answer:
+async def delete(call: Call) -> Write:
     """Disconnects a number, erases its credentials and ends the pending intents minted for it.
 
     Deleting it again changes nothing.
     """
+    caller, channel_id = call.caller, call.params["id"]
     call.empty_body()
-    channel = await intents.retire_channel(
-        tx,
-        call.caller.project,
-        call.params["id"],
-        actor=call.caller.key.id,
-        at=call.service.clock.now(),
-    )
+    at = call.service.clock.now()
+
+    async def write(tx: Tx) -> Answer:
+        channel = await intents.retire_channel(tx, caller.project, channel_id, actor=caller.key.id, at=at)
+        return call.answer(channel.public(), object_ids=(channel.id,))
+
     _tell(call)
     call.after_commit(lambda: call.service.signals.tell("due"))
-    return call.answer(channel.public(), object_ids=(channel.id,))
+    return write
 
 
 async def _found(call: Call) -> tuple[Channel, Credentials]:

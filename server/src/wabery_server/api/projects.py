@@ -16,7 +16,7 @@ from wabery_server.accounts import (
     PublicProject,
     Scope,
 )
-from wabery_server.api.call import Answer, Call
+from wabery_server.api.call import Answer, Call, Write
 from wabery_server.db import Tx
 from wabery_server.settings import Settings
 from wabery_server.webhooks import UnsafeUrl, check_url, policy
@@ -35,7 +35,7 @@ async def listed(call: Call) -> Answer:
     return call.list_answer("projects", [(project.id, project.public())], page)
 
 
-async def create(call: Call, tx: Tx) -> Answer:
+async def create(call: Call) -> Write:
     """Founds a project and answers with its first key and its signing secret."""
     caller, keyring = call.caller, call.service.keyring
     caller.require(Scope.KEYS_WRITE)
@@ -46,17 +46,20 @@ async def create(call: Call, tx: Tx) -> Answer:
             hint="Use a live key, or `wabery admin projects create --live` on the server.",
         )
     at = call.service.clock.now()
-    organization_id, scopes = caller.project.organization_id, sorted(caller.key.scopes)
-    new = call.once("project", lambda: accounts.new_project(organization_id, draft, keyring=keyring, at=at))
-    first = call.once(
-        "key", lambda: accounts.new_key(new.project, KeyDraft(name="First key", scopes=scopes), at)
-    )
-    await accounts.create_project(tx, new, keyring=keyring, actor=caller.key.id, at=at)
-    await accounts.create_key(tx, first, actor=caller.key.id, at=at)
-    shown = new.project.public(new.endpoint, reveal_with=keyring)
-    return call.answer(
-        {**shown, "api_key": first.key.public(value=first.value)}, object_ids=(new.project.id,)
-    )
+    new = accounts.new_project(caller.project.organization_id, draft, keyring=keyring, at=at)
+    first = accounts.new_key(new.project, KeyDraft(name="First key", scopes=sorted(caller.key.scopes)), at)
+    shown = {
+        **new.project.public(new.endpoint, reveal_with=keyring),
+        "api_key": first.key.public(value=first.value),
+    }
+    answer = call.answer(shown, object_ids=(new.project.id,))
+
+    async def write(tx: Tx) -> Answer:
+        await accounts.create_project(tx, new, keyring=keyring, actor=caller.key.id, at=at)
+        await accounts.create_key(tx, first, actor=caller.key.id, at=at)
+        return answer
+
+    return write
 
 
 async def get(call: Call) -> Answer:
@@ -72,38 +75,38 @@ async def get(call: Call) -> Answer:
     return call.answer(await call.service.database.run(read), object_ids=(project_id,))
 
 
-async def update(call: Call, tx: Tx) -> Answer:
+async def update(call: Call) -> Write:
     """Changes what the body names. A webhook URL of null stops the webhooks; setting one starts them again."""
-    project_id = _own(call)
+    project_id, keyring, actor = _own(call), call.service.keyring, call.caller.key.id
     changes = call.decode(ProjectChanges)
     if isinstance(changes.webhook_url, str):
         _check_url(changes.webhook_url, call.caller.project, call.service.settings)
-    project, endpoint = await accounts.update_project(
-        tx,
-        project_id,
-        changes,
-        keyring=call.service.keyring,
-        actor=call.caller.key.id,
-        at=call.service.clock.now(),
-    )
+    at = call.service.clock.now()
+
+    async def write(tx: Tx) -> Answer:
+        project, endpoint = await accounts.update_project(
+            tx, project_id, changes, keyring=keyring, actor=actor, at=at
+        )
+        return call.answer(project.public(endpoint, reveal_with=keyring), object_ids=(project_id,))
+
     call.after_commit(lambda: call.service.signals.tell("accounts"))
-    return call.answer(project.public(endpoint, reveal_with=call.service.keyring), object_ids=(project_id,))
+    return write
 
 
-async def rotate_webhook_secret(call: Call, tx: Tx) -> Answer:
+async def rotate_webhook_secret(call: Call) -> Write:
     """Makes a new signing secret. It signs everything from now on; the old one signs nothing more."""
-    project_id = _own(call)
+    project_id, keyring, actor = _own(call), call.service.keyring, call.caller.key.id
     call.empty_body()
-    endpoint = await accounts.rotate_webhook_secret(
-        tx,
-        project_id,
-        accounts.new_webhook_secret(),
-        keyring=call.service.keyring,
-        actor=call.caller.key.id,
-        at=call.service.clock.now(),
-    )
-    project = await accounts.find_project(tx, project_id)
-    return call.answer(project.public(endpoint, reveal_with=call.service.keyring), object_ids=(project_id,))
+    secret, at = accounts.new_webhook_secret(), call.service.clock.now()
+
+    async def write(tx: Tx) -> Answer:
+        endpoint = await accounts.rotate_webhook_secret(
+            tx, project_id, secret, keyring=keyring, actor=actor, at=at
+        )
+        project = await accounts.find_project(tx, project_id)
+        return call.answer(project.public(endpoint, reveal_with=keyring), object_ids=(project_id,))
+
+    return write
 
 
 def _own(call: Call) -> str:

@@ -2,15 +2,16 @@
 
 import asyncio
 import contextlib
-from collections.abc import Iterable
+from collections.abc import AsyncIterator, Hashable, Iterable
 from datetime import timedelta
 from types import TracebackType
 from typing import Self
 
-from wabery_server import inbox, intents
+from wabery_server import errors, inbox, intents
 from wabery_server.accounts import Directory
+from wabery_server.api.drawing import Drawer
 from wabery_server.clock import Clock
-from wabery_server.db import Database, Tx
+from wabery_server.db import DEADLINE, Database, Tx
 from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
 from wabery_server.inbox import Inbound, Outcome, Received
@@ -44,6 +45,9 @@ class Service:
         self.signals = signals
         self.directory = directory
         self.watch = Watch(signals)
+        self.same_key = Turns()
+        """Requests with one Idempotency-Key, one after the other."""
+        self.drawer = Drawer()
         self.draining = False
         grouped = settings.batch_per_project
         self.minting: Batcher[Mint, Minted] = Batcher(
@@ -100,6 +104,35 @@ class Service:
 
     async def _receive(self, tx: Tx, items: list[Inbound]) -> list[Received]:
         return await inbox.receive(tx, items, grace=self.settings.expiry_grace)
+
+
+class Turns:
+    """Lets those who name the same key in, one after the other; others do not wait for them."""
+
+    def __init__(self, *, most: timedelta = DEADLINE) -> None:
+        self._most = most
+        self._locks: dict[Hashable, tuple[asyncio.Lock, int]] = {}
+
+    @contextlib.asynccontextmanager
+    async def turn(self, key: Hashable) -> AsyncIterator[None]:
+        """Raises errors.IdempotencyInProgress when its turn does not come for as long as a transaction may take."""
+        lock, users = self._locks.get(key) or (asyncio.Lock(), 0)
+        self._locks[key] = (lock, users + 1)
+        try:
+            try:
+                await asyncio.wait_for(lock.acquire(), self._most.total_seconds())
+            except TimeoutError:
+                raise errors.IdempotencyInProgress(retry_after=1) from None
+            try:
+                yield
+            finally:
+                lock.release()
+        finally:
+            _, users = self._locks[key]
+            if users == 1:
+                del self._locks[key]
+            else:
+                self._locks[key] = (lock, users - 1)
 
 
 class Watch:
