@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import quote
 
 import meta_bodies
 import msgspec
@@ -604,7 +605,6 @@ async def test_a_token_sent_to_another_number_of_the_project_waits_for_the_right
     ("text", "attempt"),
     [
         ("wjr_00000000000000000000000000", "unknown_token"),
-        ("wjr_0000000000000000000000000", "malformed_token"),
         ("{first} {second}", "ambiguous_token"),
         ("wjr_00000000000000000000000000 wjr_00000000000000000000000001", "unknown_token"),
     ],
@@ -622,6 +622,59 @@ async def test_a_token_that_means_no_single_intent_changes_nothing(
     (row,) = await rows(app, "messages")
     assert row["attempt"] == attempt
     assert row["text"].replace("wjr_…", "").strip() == ""
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        "{link}",
+        "Fwd: https://l.example.com/?u={quoted_link}",
+        "x{token}",
+        "Connect: wjr\\_{body}",
+        "{token}Sent from my phone",
+        "my code is {body}",
+        "{body_upper}",
+    ],
+)
+async def test_a_token_joins_in_any_wrapping_and_is_not_stored(app: App, acme: Tenant, frame: str) -> None:
+    intent = await app.mint(acme.secret_key)
+    token, body = intent["token"], intent["token"][4:]
+    text = frame.format(
+        link=intent["wa_link"],
+        quoted_link=quote(intent["wa_link"], safe=""),
+        token=token,
+        body=body,
+        body_upper=body.upper(),
+    )
+
+    counts = await app.say(acme, text)
+
+    assert counts == {"joined": 1}
+    (row,) = await rows(app, "messages")
+    assert row["text"] == text.replace(token, "wjr_…").replace(f"wjr\\_{body}", "wjr_…").replace(
+        body, "wjr_…"
+    ).replace(body.upper(), "wjr_…")
+    assert body not in str(await app.events(acme.project.id)).lower()
+
+
+async def test_near_matches_and_unknown_bare_runs_are_ordinary_messages(app: App, acme: Tenant) -> None:
+    near = await app.say(acme, "wjr_7k3mq9xt2fhz4vbn8rcp5d6gj")
+    bare = await app.say(acme, "01arz3ndektsv4rrffq69g5fav")
+
+    events = await app.events(acme.project.id, "message.received")
+    assert near == bare == {"passed_on": 1}
+    assert [event["payload"]["text"] for event in events] == ["wjr_…", "01arz3ndektsv4rrffq69g5fav"]
+
+
+async def test_a_bare_token_of_another_project_is_ordinary_text(
+    app: App, acme: Tenant, globex: Tenant
+) -> None:
+    intent = await app.mint(acme.secret_key)
+
+    counts = await app.say(globex, intent["token"][4:])
+
+    assert counts == {"passed_on": 1}
+    assert (await app.get(acme.secret_key, intent["id"]))["status"] == "PENDING"
 
 
 async def test_of_two_tokens_the_only_live_one_counts(app: App, acme: Tenant) -> None:

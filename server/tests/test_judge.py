@@ -14,7 +14,6 @@ from wabery_server.contacts import Contact, Link
 from wabery_server.intents import (
     Arrival,
     Attempt,
-    Found,
     Intent,
     RejectionReason,
     Status,
@@ -22,6 +21,7 @@ from wabery_server.intents import (
     Verdict,
     judge,
 )
+from wabery_server.tokens import Found
 
 NOON = datetime(2026, 11, 22, 12, tzinfo=UTC)
 SOON = NOON + timedelta(minutes=30)
@@ -73,7 +73,7 @@ def arrival(
         channel_id=more.get("channel_id", "channel_1"),
         contact=contact,
         conversation_id="conv_1",
-        found=Found(("wjr_7k3mq9xt2fhz4vbn8rcp5d6gja",), malformed=False),
+        found=Found(("wjr_7k3mq9xt2fhz4vbn8rcp5d6gja",)),
         sent_at=sent,
         received_at=received or sent,
         sender_limited=False,

@@ -260,8 +260,8 @@ async def test_an_error_of_ours_is_told_by_its_request_and_its_stack(
 @pytest.mark.parametrize(
     ("said", "kept"),
     [
-        ("token wjr_7k3mq9xt2fhz4vbn8rcp5d6gja.", "token wjr_[redacted]."),
-        ("WJR-7K3M Q9XT 2FHZ 4VBN 8RCP 5D6G JA", "WJR-[redacted]"),
+        ("token wjr_7k3mq9xt2fhz4vbn8rcp5d6gja.", "token wjr_…."),
+        ("WJR-7K3M Q9XT 2FHZ 4VBN 8RCP 5D6G JA", "wjr_…"),
         ("secret wcs_f4fvas3ysz30kd5s01n1ysqwgy!", "secret wcs_[redacted]!"),
         ("Bearer wab_live_0123456789ABCDEFGHIJKLMNOPQRST29Z8aS", "Bearer wab_live_[redacted]"),
         ("wab_pub_0123 and wab_test_4567", "wab_pub_[redacted] and wab_test_[redacted]"),

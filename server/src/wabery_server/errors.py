@@ -324,14 +324,11 @@ class UnsafeWebhookUrl(WaberyError):
 
 
 class PrefilledTextTooLong(WaberyError):
-    """The prefilled text has no single {token}, a letter or digit beside it, a URL, or more than 140 characters once filled in."""
+    """The prefilled text must contain {token} exactly once, with no letter or digit directly before or after it, no URL, no control characters, nothing that reads as a second token, and at most 140 characters including the token."""
 
     code, status = "prefilled_text_invalid", 422
-    message = (
-        "The prefilled text needs one {token} with no letter or digit beside it, no URL, and at most 140 characters "
-        "once filled in."
-    )
-    hint = "Shorten it; `Connect my account: {token}` works."
+    message = "The prefilled text cannot be used."
+    hint = "Use a short sentence with {token} by itself, such as `Connect my account: {token}`."
 
 
 # 429, 5xx: not now

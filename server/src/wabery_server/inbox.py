@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 import msgspec
 from msgspec import Struct
 
-from wabery_server import contacts, ids, intents, outbox
+from wabery_server import contacts, ids, intents, outbox, tokens
 from wabery_server.accounts import Channel, Project
 from wabery_server.clock import iso
 from wabery_server.contacts import Identity, Link, Met, Sender
@@ -66,27 +66,27 @@ class Inbound(Struct):
     project: Project
     """With the policy that the message is judged by."""
     message: Message
-    found: intents.Found
+    found: tokens.Found
     received_at: datetime
     sender_limited: bool = False
     """Whether the sender has sent too many unknown tokens."""
     sender: Sender | None = None
     """Made from the rest: whom the message identifies."""
-    attempt: bool = False
-    """Made from the rest: whether it is a registration attempt."""
+    readable: bool = False
+    """Made from the rest: whether a person wrote it, so that it may carry a token."""
 
     def __post_init__(self) -> None:
         identity = self.message.sender
         if identity is not None and identity.known and self.message.kind != Kind.SYSTEM:
             channel = self.channel
             self.sender = Sender(channel.project_id, channel.id, channel.identity_scope, identity)
-            self.attempt = self.message.kind == Kind.MESSAGE and self.found.attempt
+            self.readable = self.message.kind == Kind.MESSAGE
 
     def keys(self) -> Iterator[Hashable]:
         """What one call of `receive` may hold only once: message, tokens, identifiers."""
         project_id = self.channel.project_id
         yield project_id, self.channel.id, self.message.provider_message_id
-        for token in self.found.tokens:
+        for token in self.found.candidates:
             yield project_id, token
         if sender := self.sender:
             yield from sender.identifiers
@@ -130,8 +130,10 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
     seen = await _seen(tx, items) if tx.again else set()
     fresh = [n for n, item in enumerate(items) if _place(item) not in seen]
     projects = {item.project.id: item.project for item in items}
-    attempts = [n for n in fresh if items[n].attempt]
-    openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in attempts])
+    readable = [n for n in fresh if items[n].readable]
+    openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in readable])
+    matched = {n: _matched(items[n], openings) for n in readable}
+    attempts = [n for n in readable if items[n].found.tokens or matched[n]]
     people = await _meet(tx, items, fresh)
     names = {n: ids.new("msg", items[n].received_at) for n in fresh}
     arrivals = [_arrival(items[n], names[n], people[n]) for n in attempts]
@@ -142,10 +144,10 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
             strict=True,
         )
     )
-    passed = [n for n in fresh if _passed_on(items[n]) and n in people]
+    passed = [n for n in readable if n not in redeemed and not items[n].message.is_edit]
     await _pass_on(tx, [(items[n], names[n], people[n]) for n in passed], projects)
     kept = [n for n in fresh if n not in redeemed or redeemed[n] is not None]
-    rows = [_columns(items[n], names[n], people.get(n), redeemed.get(n)) for n in kept]
+    rows = [_columns(items[n], names[n], people.get(n), redeemed.get(n), matched.get(n, ())) for n in kept]
     await _insert(tx, rows)
     results = [Received(Outcome.DUPLICATE) for _ in items]
     for n in fresh:
@@ -170,11 +172,10 @@ async def store_failed(tx: Tx, item: Inbound, error: str) -> Received:
         error=error,
         raw=item.message.raw,
     )
-    nothing = intents.Found((), malformed=False)
-    kept = Inbound(item.channel, item.project, failed, nothing, item.received_at)
+    kept = Inbound(item.channel, item.project, failed, tokens.NONE_FOUND, item.received_at)
     if tx.again and await _seen(tx, [item]):
         return Received(Outcome.DUPLICATE)
-    await _insert(tx, [_columns(kept, name, None, None)])
+    await _insert(tx, [_columns(kept, name, None, None, ())])
     return Received(Outcome.STORED, name)
 
 
@@ -212,8 +213,10 @@ def _arrival(item: Inbound, message_id: str, met: Met) -> Arrival:
     )
 
 
-def _passed_on(item: Inbound) -> bool:
-    return item.message.kind == Kind.MESSAGE and not item.attempt and not item.message.is_edit
+def _matched(item: Inbound, openings: intents.Openings) -> tuple[str, ...]:
+    """The tokens in this message that belong to an intent of its project."""
+    project_id = item.channel.project_id
+    return tuple(token for token in item.found.candidates if (project_id, token) in openings)
 
 
 async def _pass_on(
@@ -263,7 +266,7 @@ def _place(item: Inbound) -> tuple[str, str, str]:
 
 
 def _columns(
-    item: Inbound, message_id: str, met: Met | None, redeemed: Redeemed | None
+    item: Inbound, message_id: str, met: Met | None, redeemed: Redeemed | None, matched: Sequence[str]
 ) -> tuple[object, ...]:
     message = item.message
     return (
@@ -275,7 +278,7 @@ def _columns(
         message.type,
         met.contact.id if met else None,
         met.conversation_id if met else None,
-        _shown(message),
+        _shown(message, matched),
         message.forwarded,
         message.sent_at,
         item.received_at,
@@ -286,9 +289,9 @@ def _columns(
     )
 
 
-def _shown(message: Message) -> str | None:
-    """The text that is kept and passed on; the finder looks at its beginning only, this at all of it."""
-    return intents.redact_tokens(message.texts[0]) if message.texts else None
+def _shown(message: Message, matched: Sequence[str] = ()) -> str | None:
+    """The text that is stored and sent, without tokens."""
+    return tokens.redact(message.texts[0], matched) if message.texts else None
 
 
 def _without_tokens(raw: bytes) -> str:
@@ -301,7 +304,7 @@ def _without_tokens(raw: bytes) -> str:
 
 def _redacted(value: object) -> object:
     if isinstance(value, str):
-        return intents.redact_tokens(value)
+        return tokens.redact(value)
     if isinstance(value, list):
         return [_redacted(item) for item in value]
     if isinstance(value, dict):

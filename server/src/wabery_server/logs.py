@@ -15,13 +15,13 @@ from typing import TextIO
 
 import msgspec
 
+from wabery_server import tokens
 from wabery_server.clock import iso
 
 log = logging.getLogger("wabery")
 
 _SECRETS = re.compile(
-    r"(?P<wjr>wjr[ _-]?)[0-9A-Za-z -]{20,}"
-    r"|(?P<prefix>\b(?:wcs|wab_live|wab_test|wab_pub|whsec)_)[0-9A-Za-z+/=_-]+"
+    r"(?P<prefix>\b(?:wcs|wab_live|wab_test|wab_pub|whsec)_)[0-9A-Za-z+/=_-]+"
     r"|(?P<text>\btext=)[^\s&\"']+"
     r"|(?P<phone>(?<![0-9A-Za-z_.-])\+?[1-9](?:[ ()-]{0,2}[0-9]){9,14}(?![0-9A-Za-z_.-]))",
     re.IGNORECASE,
@@ -31,11 +31,11 @@ _encode = msgspec.json.Encoder().encode
 
 def redact(text: str) -> str:
     """The text without tokens, keys, secrets and phone numbers."""
-    return _SECRETS.sub(_mask, text)
+    return _SECRETS.sub(_mask, tokens.redact(text))
 
 
 def _mask(match: re.Match[str]) -> str:
-    return f"{match['wjr'] or match['prefix'] or match['text'] or ''}[redacted]"
+    return f"{match['prefix'] or match['text'] or ''}[redacted]"
 
 
 class Sink(logging.Handler):

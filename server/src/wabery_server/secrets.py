@@ -17,6 +17,7 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from wabery_server import ids
+from wabery_server.tokens import PREFIX
 
 MIN_SECRET_BYTES = 32
 _NONCE = 12
@@ -74,7 +75,7 @@ class Subkeys:
 
     def token(self, intent_id: str) -> str:
         """`wjr_` and 130 bits: the link token of an intent, derived each time it is shown."""
-        return "wjr_" + _letters(self._token, intent_id)
+        return PREFIX + _letters(self._token, intent_id)
 
     def client_secret(self, intent_id: str) -> str:
         """`wcs_` and 130 bits: what a browser shows to act on its own intent."""

@@ -3,8 +3,6 @@
 A project is made together with its default webhook endpoint, and a test project with its sandbox channel.
 """
 
-import re
-import unicodedata
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, NotRequired, TypedDict
@@ -12,7 +10,7 @@ from typing import Annotated, Literal, NotRequired, TypedDict
 import msgspec
 from msgspec import UNSET, Meta, Struct, UnsetType
 
-from wabery_server import errors, ids
+from wabery_server import errors, ids, tokens
 from wabery_server.accounts.channel import NewChannel, create_channel, new_sandbox_channel
 from wabery_server.accounts.endpoint import (
     Endpoint,
@@ -31,10 +29,6 @@ from wabery_server.secrets import Keyring
 
 sql = queries.beside(__file__)
 
-PLACEHOLDER = "{token}"
-TOKEN_LENGTH = 30
-LONGEST_PREFILLED_TEXT = 140
-"""Meta: what fits into a QR code or short link; once the token is filled in."""
 
 UnsignedReferences = Literal["accept", "refuse"]
 OnIdentityLinked = Literal["reject", "replace", "allow"]
@@ -50,7 +44,9 @@ PrefilledText = Annotated[
     str,
     Meta(
         description="One {token} by itself, no URL, and at most 140 characters once the token is filled in.",
-        extra_json_schema={"maxLength": LONGEST_PREFILLED_TEXT - TOKEN_LENGTH + len(PLACEHOLDER)},
+        extra_json_schema={
+            "maxLength": tokens.LONGEST_PREFILLED_TEXT - tokens.LENGTH + len(tokens.PLACEHOLDER)
+        },
     ),
 ]
 
@@ -81,7 +77,7 @@ class Project(Struct, frozen=True, kw_only=True):
     organization_id: str
     name: str
     livemode: bool
-    prefilled_text: str = f"Connect my account: {PLACEHOLDER}"
+    prefilled_text: str = f"Connect my account: {tokens.PLACEHOLDER}"
     prefilled_texts: dict[str, str] = {}
     """By locale."""
     publishable_expires_in: int = 30 * 60
@@ -272,26 +268,10 @@ async def update_project(
 
 
 def check_prefilled_text(text: str, *, param: str) -> None:
-    """One {token} by itself, no URL, no control characters, and at most 140 characters once the token is filled in.
-
-    Raises errors.PrefilledTextTooLong.
-    """
-    length = len(text) - len(PLACEHOLDER) + TOKEN_LENGTH
-    if (
-        text.count(PLACEHOLDER) != 1
-        or length > LONGEST_PREFILLED_TEXT
-        or _CONTROL.search(text)
-        or _URL.search(text)
-        or _BESIDE.search(unicodedata.normalize("NFKC", text))
-    ):
-        raise errors.PrefilledTextTooLong(param=param)
-
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
-_BESIDE = re.compile(r"[0-9A-Za-z]\{token\}|\{token\}[0-9A-Za-z]")
-"""A letter or digit right beside a token would be read as part of it."""
-_URL = re.compile(r"://|\bwww\.|[^\W_]\.[^\W\d_]{2}", re.IGNORECASE)
-"""WhatsApp makes links of bare domains too: a letter or digit, a dot, two letters."""
+    """Raises errors.PrefilledTextTooLong, which says what is wrong with the text."""
+    problem = tokens.prefilled_text_problem(text)
+    if problem is not None:
+        raise errors.PrefilledTextTooLong(problem, param=param)
 
 
 def _check(changes: ProjectChanges) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Hashable, Sequence
 
 import msgspec
 
-from wabery_server import errors, inbox, intents, logs
+from wabery_server import errors, inbox, logs, tokens
 from wabery_server.accounts import Number
 from wabery_server.api.call import Answer, Call
 from wabery_server.inbox import Inbound, Outcome, Received
@@ -25,13 +25,13 @@ _LARGE = 128 * 1024
 """From here on hashing and parsing run beside the event loop."""
 
 _encode = msgspec.json.Encoder().encode
-_BAD_TOKENS = frozenset({Attempt.UNKNOWN_TOKEN, Attempt.MALFORMED_TOKEN, Attempt.SENDER_RATE_LIMITED})
+_BAD_TOKENS = frozenset({Attempt.UNKNOWN_TOKEN, Attempt.SENDER_RATE_LIMITED})
 
 
 async def handshake(call: Call) -> Answer:
     """Meta's check of the callback URL: the challenge comes back when the verify token is a channel's."""
-    tokens = await call.service.directory.verify_tokens()
-    challenge = PROVIDERS[_META].handshake(call.query, tokens)
+    verify_tokens = await call.service.directory.verify_tokens()
+    challenge = PROVIDERS[_META].handshake(call.query, verify_tokens)
     if challenge is None:
         raise errors.InvalidVerifyToken(param="hub.verify_token")
     plain = ((b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff"))
@@ -63,9 +63,9 @@ async def receive(call: Call) -> Answer:
             counts["foreign_change"] += 1
             continue
         for message in change.messages:
-            found = intents.find_tokens(message.texts)
+            found = tokens.find(message.texts)
             item = Inbound(number.channel, number.project, message, found, received_at)
-            if found.attempt and not call.service.bad_tokens.peek(_sender_key(item)):
+            if found.tokens and not call.service.bad_tokens.peek(_sender_key(item)):
                 item = msgspec.structs.replace(item, sender_limited=True)
             items.append(item)
     received = await _keep(call, items)

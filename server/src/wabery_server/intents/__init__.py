@@ -14,7 +14,7 @@ Between `expires_at` and the end of the grace a read says EXPIRED with phase `gr
 time still joins.
 
     intent.py  the row and its views        mint.py    many at once      end.py   cancel, expire, revoke
-    tokens.py  the token in a text          redeem.py  judge and settle  tell.py  the events
+    redeem.py  judge and settle             tell.py    the events
 """
 
 from wabery_server.intents.end import (
@@ -44,18 +44,17 @@ from wabery_server.intents.intent import (
     wa_link,
 )
 from wabery_server.intents.mint import MAX_PENDING, Mint, Minted, mint, plain
-from wabery_server.intents.redeem import Arrival, Redeemed, Verdict, judge, lock, redeem
-from wabery_server.intents.tokens import Found, find_tokens, redact_tokens
+from wabery_server.intents.redeem import Arrival, Openings, Redeemed, Verdict, judge, lock, redeem
 
 __all__ = [
     "MAX_PENDING",
     "Arrival",
     "Attempt",
     "Filter",
-    "Found",
     "Intent",
     "Mint",
     "Minted",
+    "Openings",
     "Phase",
     "Redeemed",
     "RejectionReason",
@@ -69,7 +68,6 @@ __all__ = [
     "expire_due",
     "extend",
     "find",
-    "find_tokens",
     "judge",
     "listed",
     "lock",
@@ -77,7 +75,6 @@ __all__ = [
     "note_opened",
     "plain",
     "projects_with_due",
-    "redact_tokens",
     "redeem",
     "reject",
     "retire_channel",

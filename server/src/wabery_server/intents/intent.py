@@ -16,6 +16,7 @@ from wabery_server.clock import iso
 from wabery_server.contacts import Contact
 from wabery_server.db import Conflict, Row, Tx, queries
 from wabery_server.secrets import Keyring
+from wabery_server.tokens import PLACEHOLDER
 
 sql = queries.beside(__file__)
 
@@ -103,8 +104,6 @@ class Attempt(enum.StrEnum):
     """Its intent was rejected because of it."""
     UNKNOWN_TOKEN = "unknown_token"
     """No intent of this project has this token."""
-    MALFORMED_TOKEN = "malformed_token"
-    """Something like a token, but too short, too long, or with impossible characters."""
     AMBIGUOUS_TOKEN = "ambiguous_token"
     """Two different tokens, and not exactly one that can still be joined."""
     WRONG_CHANNEL = "wrong_channel"
@@ -245,7 +244,7 @@ def shown(intent: Intent, *, keyring: Keyring, project: Project, display_phone_n
     return Shown(token, subkeys.client_secret(intent.id), link)
 
 
-_QUOTED_PLACE = quote("{token}", safe="")
+_QUOTED_PLACE = quote(PLACEHOLDER, safe="")
 
 
 @lru_cache(maxsize=1024)

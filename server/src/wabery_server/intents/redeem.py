@@ -22,9 +22,9 @@ from wabery_server.intents.intent import (
     settled_columns,
     sql,
 )
-from wabery_server.intents.tokens import Found
 from wabery_server.outbox import Event
 from wabery_server.secrets import hash_token
+from wabery_server.tokens import Found
 
 
 class Arrival(Struct, frozen=True):
@@ -151,19 +151,19 @@ Openings = Mapping[tuple[str, str], Opened]
 
 async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
     """Locks the intents whose tokens these projects' messages carry, in one order."""
-    tokens = {
+    by_hash = {
         (project_id, hash_token(token)): (project_id, token)
         for project_id, found in wanted
-        for token in found.tokens
+        for token in found.candidates
     }
     return {
-        tokens[row["project_id"], row["token_hash"]]: Opened(
+        by_hash[row["project_id"], row["token_hash"]]: Opened(
             read_row(row),
             row["revoked_at"] is not None,
             row["deleted_at"] is not None,
             contacts.read_link(row, "link_") if row["link_id"] else None,
         )
-        for row in await tx.rows_each(sql.lock_by_token, sorted(tokens))
+        for row in await tx.rows_each(sql.lock_by_token, sorted(by_hash))
     }
 
 
@@ -285,13 +285,11 @@ def _choose(arrival: Arrival, openings: Openings, grace: timedelta) -> Opened | 
     """The one intent that a message means, or why there is none."""
     known = [
         one
-        for token in arrival.found.tokens
+        for token in arrival.found.candidates
         if (one := openings.get((arrival.project_id, token))) is not None
     ]
     if not known:
-        if arrival.sender_limited:
-            return Attempt.SENDER_RATE_LIMITED
-        return Attempt.UNKNOWN_TOKEN if arrival.found.tokens else Attempt.MALFORMED_TOKEN
+        return Attempt.SENDER_RATE_LIMITED if arrival.sender_limited else Attempt.UNKNOWN_TOKEN
     if len(known) == 1:
         return known[0]
     alive = [
