@@ -157,7 +157,7 @@ async def test_a_bad_prefilled_text_is_refused(app: App, acme: Tenant) -> None:
 @pytest.mark.parametrize(
     "url",
     ["https://10.0.0.1/h", "https://[::1]/h", "https://169.254.169.254/", "https://u:p@a.example/", "ftp://a.example/",
-     "https://a.example:8080/", "a.example", "", "https://0x7f.1/"],
+     "https://a.example:8080/", "https://a.example:0/", "a.example", "", "https://0x7f.1/", "https://a.example../"],
 )  # fmt: skip
 async def test_an_unsafe_webhook_url_is_refused(app: App, acme: Tenant, url: str) -> None:
     reply = await app.call(
@@ -166,6 +166,26 @@ async def test_an_unsafe_webhook_url_is_refused(app: App, acme: Tenant, url: str
 
     assert (reply.status, reply.body["error"]) == (422, "unsafe_webhook_url")
     assert reply.body["param"] == "webhook_url"
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["https://a.example/a b", "https://a.example/\t", "https://a.example/\x7f", "https://a.example/é", "https://a.example/?é",
+     "https://a.example/\u202e", "https://a.example:65536/", "https://a.example:٤٤٣/", "https://[::1/"],
+)  # fmt: skip
+async def test_a_malformed_webhook_url_is_invalid(app: App, acme: Tenant, url: str) -> None:
+    reply = await app.call(
+        "PATCH", f"{PROJECTS}/{acme.project.id}", acme.secret_key, json={"webhook_url": url}
+    )
+
+    assert (reply.status, reply.body["error"]) == (400, "invalid_request")
+    assert reply.body["param"] == "webhook_url"
+
+
+async def test_a_webhook_url_is_stored_as_it_was_sent(app: App, acme: Tenant) -> None:
+    url = "https://BüCHER.example/a%2Fb//c/../d?sig=x%2Fy%2Bz%3D&?"
+
+    assert (await patched(app, acme, webhook_url=url))["webhook_url"] == url
 
 
 async def test_plain_http_is_for_test_projects(app: App, acme: Tenant) -> None:

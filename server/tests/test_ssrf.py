@@ -196,7 +196,11 @@ def test_development_allows_loopback_of_both_families() -> None:
         "https://hooks.acme.test:80/",
         "HTTPS://HOOKS.ACME.TEST",
         "https://hooks.acme.test./",
-        "https://bücher.example/wähle?q=ü#x",
+        "https://bücher.example/w%C3%A4hle?q=%C3%BC#x",
+        "https://hooks.acme.test:/",
+        "https://hooks.acme.test?x",
+        "https://hooks.acme.test/a%2Fb//c/../d;e?sig=x%2Fy%2Bz%3D&sig=&?",
+        "https://hooks.acme.test/{}|\\^\"<>`'%zz",
         "https://my_service.acme.test/",
         "https://1e100.example/",
         "https://1.1.1.1/",
@@ -225,6 +229,31 @@ def test_a_public_https_url_is_taken(url: str) -> None:
         ("https://hooks.acme.test:8443/", "port"),
         ("https://hooks.acme.test:22/", "port"),
         ("https://hooks.acme.test:0/", "port"),
+        ("https://hooks.acme.test:00/", "port"),
+        ("https://hooks.acme.test:65536/", "malformed"),
+        ("https://hooks.acme.test:-1/", "malformed"),
+        ("https://hooks.acme.test:+443/", "malformed"),
+        ("https://hooks.acme.test:4_43/", "malformed"),
+        ("https://hooks.acme.test:٤٤٣/", "malformed"),
+        ("https://hooks.acme.test:443:443/", "malformed"),
+        ("https://[2606:4700:4700::1111]:٤٤٣/", "malformed"),
+        ("https://[2606:4700:4700::1111]:0/", "port"),
+        ("https://[2606:4700:4700::1111]x/", "malformed"),
+        ("https://hooks.acme.test/é", "malformed"),
+        ("https://hooks.acme.test/?q=é", "malformed"),
+        ("https://hooks.acme.test/\x7f", "malformed"),
+        ("https://hooks.acme.test/\u200b", "malformed"),
+        ("https://hooks.acme.test/\ud800", "malformed"),
+        ("https://@hooks.acme.test/", "userinfo"),
+        ("https://:@hooks.acme.test/", "userinfo"),
+        ("https:hooks.acme.test/", "scheme"),
+        ("https:/hooks.acme.test/", "scheme"),
+        ("https://?x", "host"),
+        ("https://#x", "host"),
+        ("https://:443/", "malformed"),
+        ("https://./", "host"),
+        ("https://hooks.acme.test../", "host"),
+        ("https://[1.1.1.1]/", "malformed"),
         ("https://hooks.acme.test:99999/", "malformed"),
         ("https://hooks.acme.test:https/", "malformed"),
         ("https://hooks.acme.test\\@127.0.0.1/", "malformed"),
@@ -272,6 +301,11 @@ def test_an_unsafe_url_is_refused_with_its_reason(url: str, reason: str) -> None
 
     assert refused.value.reason == reason
     assert refused.value.message.endswith(".")
+
+
+def test_port_0_is_refused_even_where_any_port_is_allowed() -> None:
+    with pytest.raises(UnsafeUrl, match="Port 0"):
+        check_url("http://hooks.acme.test:0/", ANY_PORT)
 
 
 def test_test_mode_takes_http_and_no_other_port() -> None:

@@ -121,4 +121,8 @@ def _check_url(url: str, project: Project, settings: Settings) -> None:
     try:
         check_url(url, policy(settings, livemode=project.livemode))
     except UnsafeUrl as refusal:
+        if refusal.reason == "malformed":
+            raise errors.InvalidRequest(
+                refusal.message, param="webhook_url", hint="Send a URL of printable ASCII characters."
+            ) from refusal
         raise errors.UnsafeWebhookUrl(refusal.message, param="webhook_url") from refusal

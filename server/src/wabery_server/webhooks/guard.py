@@ -14,12 +14,19 @@ text: getaddrinfo takes `0x7f.1` and `010.0.0.1`, `ipaddress` does not. The rang
 import asyncio
 import re
 import socket
+import threading
+import time
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
-from typing import Literal
+from typing import Literal, TypeVar
+from urllib.parse import quote
+from weakref import WeakValueDictionary
 
 from aiohttp import AddrInfoType, SocketFactoryType
 from aiohttp.abc import AbstractResolver, ResolveResult
@@ -28,6 +35,7 @@ from yarl import URL
 from wabery_server.settings import Settings
 
 Network = IPv4Network | IPv6Network
+T = TypeVar("T")
 Lookup = Callable[[str], Sequence[AddrInfoType]]
 """A blocking look-up of a name, as getaddrinfo answers it."""
 
@@ -113,39 +121,70 @@ class Unresolved(OSError):
 
 
 class ResolverDown(OSError):
-    """Our own resolver answers nobody, or has no thread free: not the endpoint's fault."""
+    """Our own resolver answers no name, or no thread is free: not the endpoint's fault."""
 
 
 def check_url(url: str, policy: Policy) -> None:
-    """Refuses what can be refused without a look-up, for the moment a URL is set. Raises UnsafeUrl."""
+    """Check a URL when it is set, as far as that is possible without a look-up. Raises UnsafeUrl.
+
+    Stricter than `parse_url`: path and query are requested exactly as they are stored, so they must be ASCII.
+    """
     parse_url(url, policy)
+    if not _split(url)[2].isascii():
+        raise UnsafeUrl(
+            "malformed",
+            "The path or query of the URL contains characters outside ASCII; percent-encode them, for example %C3%A9 for é.",
+        )
 
 
 def parse_url(url: str, policy: Policy) -> URL:
-    """The URL as it will be requested, host in IDNA form. Raises UnsafeUrl."""
+    """The URL to request: the host in IDNA form, path and query byte for byte. Raises UnsafeUrl.
+
+    Path and query both stand in the result's path, so that no library normalises or re-encodes either of them. The
+    fragment is left out, since it is never sent. URLs stored before `check_url` required ASCII are encoded as UTF-8.
+    """
     if len(url) > LONGEST_URL:
         raise UnsafeUrl("length", f"The URL is longer than {LONGEST_URL} characters.")
     if _UNPRINTABLE.search(url):
-        # The parser would drop some of these without a word and so request another URL than the one shown.
-        raise UnsafeUrl("malformed", "The URL contains white space or control characters.")
-    try:
-        parsed = URL(url)
-        host, port = parsed.raw_host, parsed.port
-    except ValueError as failure:
-        raise UnsafeUrl("malformed", f"The URL cannot be read: {failure}.") from failure
-    if parsed.scheme not in ("https", "http") or (parsed.scheme == "http" and not policy.allow_http):
+        # The parser would silently drop some of these and so request another URL than the one shown.
+        raise UnsafeUrl(
+            "malformed", "The URL contains white space or control characters; percent-encode them."
+        )
+    scheme, authority, target = _split(url)
+    if scheme not in ("https", "http") or (scheme == "http" and not policy.allow_http):
         raise UnsafeUrl(
             "scheme", f"The URL must start with https://{' or http://' if policy.allow_http else ''}."
         )
-    if parsed.user is not None or parsed.password is not None:
+    try:
+        parsed = URL(f"{scheme}://{authority}/")
+        host, port = parsed.raw_host or "", parsed.port
+    except ValueError as failure:
+        raise UnsafeUrl("malformed", f"The URL cannot be read: {str(failure).rstrip('.')}.") from failure
+    if "@" in authority:
         raise UnsafeUrl("userinfo", "The URL must not contain a user name or password.")
+    shown_port = authority.rpartition("]")[2].partition(":")[2]
+    if shown_port and not (shown_port.isascii() and shown_port.isdigit()):
+        # yarl's `int` takes `+80`, `8_0` and `٨٠` too.
+        raise UnsafeUrl("malformed", "The port of the URL is not a number from 1 to 65535.")
+    if port == 0:
+        raise UnsafeUrl("port", "Port 0 cannot be connected to; use a port from 1 to 65535.")
     if port not in (80, 443) and policy.allow_ports is not None and port not in policy.allow_ports:
         raise UnsafeUrl("port", f"Port {port} is not allowed; webhooks are sent to ports 80 and 443.")
-    _check_host(host or "", policy)
-    return parsed
+    _check_host(host, policy)
+    if not target.startswith("/"):
+        target = "/" + target
+    return parsed.with_path(quote(target, safe=_ASCII), encoded=True)
 
 
-_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029]")
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme in lower case, authority, and path with query; without the fragment. An empty scheme: there is none."""
+    found = _URL.match(url)
+    return (found[1].lower(), found[2], found[3]) if found else ("", "", "")
+
+
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://([^/?#]*)([^#]*)")
+_ASCII = "".join(map(chr, range(0x21, 0x7F)))
+_UNPRINTABLE = re.compile(r"[\x00-\x20\x7f-\xa0\u2028\u2029\ud800-\udfff]")
 _LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
 _NAME = re.compile(rf"(?=.{{1,253}}\.?\Z)(?:{_LABEL}\.)*{_LABEL}\.?")
 _ENDS_IN_A_NUMBER = re.compile(r"(?:.*\.)?(?:[0-9]+|0x[0-9a-f]*)\.?")
@@ -200,23 +239,43 @@ def system_lookup(host: str) -> Sequence[AddrInfoType]:
     return socket.getaddrinfo(host, None, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG)
 
 
-class Resolver(AbstractResolver):
-    """getaddrinfo within a time limit, its answers judged. aiohttp caches what it returns, not what it raises.
+Share = tuple[str, ...]
+"""Whose delivery it is, the widest first: the project that others were created from, then the project itself."""
+SHARE: ContextVar[Share] = ContextVar("share", default=())
+"""Set for each attempt; aiohttp passes nothing but the name to its resolver."""
 
-    A look-up that hangs keeps its thread for as long as the C library likes. So there are threads of our own, and a
-    name has at most one of them: a customer whose DNS never answers cannot take the threads of the others.
+
+class Resolver(AbstractResolver):
+    """Look up names with getaddrinfo within a time limit, and judge the answers. aiohttp caches what this returns.
+
+    A look-up that hangs keeps its thread for as long as the C library likes, often 30 s. So every look-up has a daemon
+    thread of its own, and holds one slot of each share it counts towards until that thread ends. Names that never
+    answer fill the slots of their own project and leave the others theirs; a quarter of all slots is kept for names
+    that have answered before.
     """
 
-    THREADS = 64
+    THREADS = 256
+    SHARES = (16, 4)
+    """Slots of each level of a `Share`."""
     PROBE = "wabery-resolver-check.invalid"
     """RFC 6761, 6.4: a working resolver says at once that a name under .invalid does not exist."""
+    PROBE_TTL = timedelta(seconds=5)
+    SILENCE_TTL = timedelta(seconds=10)
+    """For how long a name that did not answer in time fails without another look-up."""
+    REMEMBERED = 10_000
 
     def __init__(self, policy: Policy, limit: timedelta, lookup: Lookup = system_lookup) -> None:
         self._policy = policy
         self._limit = limit.total_seconds()
         self._lookup = lookup
-        self._threads = ThreadPoolExecutor(self.THREADS, thread_name_prefix="dns")
-        self._under_way: dict[str, _Question] = {}
+        self._under_way: dict[str, asyncio.Future[Sequence[AddrInfoType]]] = {}
+        taken = partial(ResolverDown, f"all {self.THREADS} look-up threads are taken")
+        self._all = _Slots(self.THREADS, taken)
+        self._unproven = _Slots(self.THREADS - self.THREADS // 4, taken)
+        self._shares: WeakValueDictionary[Share, _Slots] = WeakValueDictionary()
+        self._proven: OrderedDict[str, None] = OrderedDict()
+        self._silent: OrderedDict[str, float] = OrderedDict()
+        self._works_until = 0.0
 
     async def resolve(
         self, host: str, port: int = 0, family: socket.AddressFamily = socket.AF_UNSPEC
@@ -233,64 +292,127 @@ class Resolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        self._threads.shutdown(wait=False, cancel_futures=True)
+        """Look-ups under way end in their own time; nobody waits for them."""
 
     async def _answer(self, host: str) -> Sequence[AddrInfoType]:
+        silence = f"{host} got no DNS answer within {self._limit:g} s"
+        if self._silent.get(host, 0.0) > time.monotonic():
+            raise Unresolved(f"{silence} a moment ago")
         try:
-            return await self._ask(host)
-        except ResolverDown:
+            answer = await self._ask(host, self._slots(host))
+        except (Unresolved, ResolverDown):
             raise
         except TimeoutError:
             await self._blame()
-            raise Unresolved(f"{host} got no DNS answer within {self._limit:g} s") from None
+            self._remember(self._silent, host, time.monotonic() + self.SILENCE_TTL.total_seconds())
+            raise Unresolved(silence) from None
         except socket.gaierror as failure:
             if failure.errno == socket.EAI_AGAIN:
                 await self._blame()
             raise Unresolved(f"{host} does not resolve: {failure.strerror}") from failure
         except OSError as failure:  # EAI_SYSTEM, for instance out of file descriptors
             raise ResolverDown(f"a look-up failed on this machine: {failure}") from failure
+        self._silent.pop(host, None)
+        self._remember(self._proven, host, None)
+        return answer
 
-    async def _ask(self, host: str) -> Sequence[AddrInfoType]:
+    def _remember(self, names: OrderedDict[str, T], host: str, value: T) -> None:
+        names[host] = value
+        names.move_to_end(host)
+        if len(names) > self.REMEMBERED:
+            names.popitem(last=False)
+
+    def _slots(self, host: str) -> "list[_Slots]":
+        """What a look-up of this name for the present share has to take, in the order of taking."""
+        slots = [] if host in self._proven else [self._unproven]
+        share = SHARE.get()
+        for level, most in zip(range(1, len(share) + 1), self.SHARES, strict=False):
+            its = self._shares.get(share[:level])
+            if its is None:
+                busy = partial(Unresolved, f"{most} other names of the same project do not answer")
+                its = self._shares[share[:level]] = _Slots(most, busy)
+            slots.append(its)
+        return [*reversed(slots), self._all]
+
+    async def _ask(self, host: str, slots: "list[_Slots]") -> Sequence[AddrInfoType]:
         """Joins the look-up of this name that is under way, or starts one; when time is up it goes on without us."""
-        question = self._under_way.get(host)
-        if question is None:
-            question = self._under_way[host] = _Question(self._threads.submit(self._lookup, host))
-            question.answer.add_done_callback(lambda answer: self._answered(host, answer))
+        taken: list[_Slots] = []
+        held_up: _Slots | None = None
         try:
             async with asyncio.timeout(self._limit):
-                return await asyncio.shield(question.answer)
+                for held_up in slots:
+                    if host in self._under_way:
+                        break
+                    await held_up.acquire()
+                    taken.append(held_up)
+                held_up = None
+                question = self._under_way.get(host)
+                if question is None:
+                    question = self._start(host, taken)
+                    taken = []
+                _release(taken)
+                taken = []
+                return await asyncio.shield(question)
         except TimeoutError:
-            if question.waits_for_a_thread:
-                raise ResolverDown(f"all {self.THREADS} look-up threads are taken") from None
+            if held_up is not None:
+                raise held_up.refusal() from None
             raise
+        finally:
+            _release(taken)
 
-    def _answered(self, host: str, answer: asyncio.Future[Sequence[AddrInfoType]]) -> None:
-        del self._under_way[host]
-        if not answer.cancelled():
-            answer.exception()  # all who waited may have gone, and asyncio complains of one that nobody looked at
+    def _start(self, host: str, slots: "list[_Slots]") -> "asyncio.Future[Sequence[AddrInfoType]]":
+        loop = asyncio.get_running_loop()
+        question = self._under_way[host] = loop.create_future()
+
+        def answered(found: Sequence[AddrInfoType] | Exception) -> None:
+            del self._under_way[host]
+            _release(slots)
+            if isinstance(found, Exception):
+                question.set_exception(found)
+                question.exception()  # all who waited may have gone; asyncio warns of an exception that is never read
+            else:
+                question.set_result(found)
+
+        def look_up() -> None:
+            found: Sequence[AddrInfoType] | Exception
+            try:
+                found = self._lookup(host)
+            except Exception as failure:  # noqa: BLE001  # raised to those who wait
+                found = failure
+            with suppress(RuntimeError):  # the loop has been closed meanwhile
+                loop.call_soon_threadsafe(answered, found)
+
+        try:
+            threading.Thread(target=look_up, name=f"dns {host}", daemon=True).start()
+        except RuntimeError as failure:
+            del self._under_way[host]
+            _release(slots)
+            raise ResolverDown(f"no thread for a look-up: {failure}") from failure
+        return question
 
     async def _blame(self) -> None:
         """EAI_AGAIN and silence mean "their DNS is broken" or "ours is": asks for a name that is not theirs.
 
         Raises ResolverDown if that is not answered either.
         """
+        if time.monotonic() < self._works_until:
+            return
         try:
-            await self._ask(self.PROBE)
-        except TimeoutError:
-            pass
+            await self._ask(self.PROBE, [])
         except OSError as failure:
-            if failure.errno == socket.EAI_NONAME:
-                return
-        else:
-            return  # a resolver that makes up answers does answer
-        raise ResolverDown("the resolver of this machine answers no name")
+            if getattr(failure, "errno", None) != socket.EAI_NONAME:
+                raise ResolverDown("the resolver of this machine answers no name") from None
+        # A resolver that makes up answers does answer.
+        self._works_until = time.monotonic() + self.PROBE_TTL.total_seconds()
 
 
-class _Question:
-    def __init__(self, asked: Future[Sequence[AddrInfoType]]) -> None:
-        self._asked = asked
-        self.answer = asyncio.wrap_future(asked)
+class _Slots(asyncio.Semaphore):
+    def __init__(self, most: int, refusal: Callable[[], OSError]) -> None:
+        super().__init__(most)
+        self.refusal = refusal
+        """Makes what is raised when no slot has become free in time."""
 
-    @property
-    def waits_for_a_thread(self) -> bool:
-        return not (self._asked.running() or self._asked.done())
+
+def _release(slots: "list[_Slots]") -> None:
+    for one in slots:
+        one.release()
