@@ -26,7 +26,7 @@ from wabery_server.api.routes import OPERATIONS
 from wabery_server.api.service import Service
 from wabery_server.clock import Clock, SystemClock
 from wabery_server.db import Database, Row, Source
-from wabery_server.db.embedded import Embedded, EmbeddedError, default_directory
+from wabery_server.db.embedded import Embedded, EmbeddedError, Folder, UntrustedFolder, default_directory
 from wabery_server.db.migrate import MigrationError, migrate, pending
 from wabery_server.db.signals import Signals
 from wabery_server.secrets import BadSecret, Keyring, Subkeys
@@ -34,9 +34,11 @@ from wabery_server.settings import Settings
 from wabery_server.webhooks import Poster, policy
 from wabery_server.worker import Worker
 
-_WATCH_SECONDS = 0.5
+_WATCH_SECONDS = 0.2
+_FAILURE_PAUSE_SECONDS = 1.0
 _DRAIN_SECONDS = 20.0
 _BACKLOG = 2048
+_SECRET = "secret.key"
 
 
 class CannotStart(Exception):
@@ -68,27 +70,40 @@ class Ground:
             except EmbeddedError as failure:
                 raise CannotStart(str(failure)) from failure
             self.source = Source(parts=self.embedded.address.dsn_kwargs())
-        self.keyring = self._keyring()
+        try:
+            self.keyring = self._keyring()
+        except BaseException:
+            self.close()
+            raise
 
     def close(self) -> None:
         if self.embedded is not None:
             self.embedded.close()
 
     async def keep_alive(self) -> None:
-        """Takes the embedded server over when the process that owned it is gone, or restarts our own."""
+        """Starts our embedded server again when it has ended, and takes it over when its owner is gone.
+
+        Until cancelled. Never blocks the event loop for long.
+        """
         if self.embedded is None:
             return
+        failing = False
         while True:
-            await asyncio.sleep(_WATCH_SECONDS)
-            if not self.embedded.alive():
-                try:
-                    # Blocks the loop, which has nothing to do without its database; the launcher wants this thread.
-                    self.embedded.revive()
-                except EmbeddedError as failure:
-                    logs.log.error("database_lost", extra={"facts": {"problem": str(failure)}})
-                else:
-                    self.source.parts = self.embedded.address.dsn_kwargs()
-                    logs.line("database_revived", owner=self.embedded.owner)
+            await asyncio.sleep(_FAILURE_PAUSE_SECONDS if failing else _WATCH_SECONDS)
+            try:
+                if lost := self.embedded.lost():
+                    logs.log.error("database_lost")
+                    for pause in self.embedded.reviving():
+                        await asyncio.sleep(pause)
+            except EmbeddedError as failure:
+                if not failing:
+                    logs.log.error("database_not_revived", extra={"facts": {"problem": str(failure)}})
+                failing = True
+                continue
+            failing = False
+            self.source.parts = self.embedded.address.dsn_kwargs()
+            if lost:
+                logs.line("database_revived", owner=self.embedded.owner)
 
     def _keyring(self) -> Keyring:
         secret = self.settings.secret_key
@@ -97,7 +112,7 @@ class Ground:
                 raise CannotStart(
                     "WABERY_SECRET_KEY is required with DATABASE_URL; make one with `wabery admin new-secret`."
                 )
-            secret = _own_secret(self.directory / "secret.key")
+            secret = _own_secret(self.directory)
         try:
             if self.settings.secret_key_old is None:
                 return Keyring(Subkeys(secret))
@@ -106,6 +121,14 @@ class Ground:
             return Keyring(Subkeys(secret, version + 1), {version: Subkeys(old, version)})
         except (BadSecret, ValueError) as failure:
             raise CannotStart(str(failure)) from failure
+
+
+def data_folder(path: Path) -> Folder:
+    """The data folder, created where it is missing. Raises CannotStart when another user may have prepared it."""
+    try:
+        return Folder(path)
+    except (UntrustedFolder, OSError) as failure:
+        raise CannotStart(str(failure)) from failure
 
 
 @contextmanager
@@ -386,10 +409,14 @@ def http_config(app: ASGIApp) -> uvicorn.Config:
     )
 
 
-def _own_secret(path: Path) -> str:
-    """The generated secret beside the embedded database, readable by its owner only."""
-    with contextlib.suppress(FileExistsError):
-        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.write(secrets.generate() + "\n")
-    return path.read_text().strip()
+def _own_secret(directory: Path) -> str:
+    """The generated secret of the embedded database, in a file that only its owner can read. Raises CannotStart."""
+    with data_folder(directory) as folder:
+        try:
+            with contextlib.suppress(FileExistsError):
+                new = folder.open(_SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, private=True)
+                with os.fdopen(new, "w") as file:
+                    file.write(secrets.generate() + "\n")
+            return folder.read(_SECRET, private=True).strip()
+        except (UntrustedFolder, OSError) as failure:
+            raise CannotStart(str(failure)) from failure

@@ -3,7 +3,6 @@
 import contextlib
 import ipaddress
 import json
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +20,7 @@ from wabery_server.cli import load, say
 from wabery_server.cli import run as run_loop
 from wabery_server.clock import MovableClock
 from wabery_server.db import Tx
+from wabery_server.db.embedded import Folder, UntrustedFolder
 from wabery_server.phone import RECEIVER_PATH, Channel, DevPhone, routes
 from wabery_server.phone.receiver import Delivery
 
@@ -32,9 +32,9 @@ def run(*, port: int | None, data_dir: Path, as_json: bool) -> None:
     """Serves until interrupted. Raises main.CannotStart."""
     settings = load()
     logs.configure("warning" if settings.log_level == "info" else settings.log_level)
-    data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    # A folder inside somebody's project must not end up in their commits.
-    (data_dir / ".gitignore").write_text("*\n")
+    with main.data_folder(data_dir) as folder:
+        # A folder inside a project of the user's must not end up in their commits.
+        _write(folder, ".gitignore", "*\n")
     with main.listening("127.0.0.1", settings.port if port is None else port) as listener:
         settings = replace(
             settings,
@@ -70,7 +70,7 @@ class _Session:
                     tx,
                     keyring=installation.keyring,
                     webhook_url=self._base_url + RECEIVER_PATH,
-                    secret_key=_last_key(self._env_file),
+                    secret_key=_last_key(self._data_dir),
                     at=self._clock.now(),
                 )
                 if account.channel is None:
@@ -131,11 +131,8 @@ class _Session:
             "WABERY_PUBLISHABLE_KEY": account.publishable_key,
             "WABERY_WEBHOOK_SECRET": account.webhook_secret,
         }
-        with contextlib.suppress(FileNotFoundError):
-            self._env_file.unlink()
-        handle = os.open(self._env_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        with os.fdopen(handle, "w") as file:
-            file.writelines(f"{name}={value}\n" for name, value in lines.items())
+        with main.data_folder(self._data_dir) as folder:
+            _write(folder, _ENV, "".join(f"{name}={value}\n" for name, value in lines.items()), replace=True)
 
     def _announce(self, account: DevAccount) -> None:
         if self._as_json:
@@ -165,12 +162,22 @@ Try it:  wabery registration-intents create --customer-reference demo --wait
             say(f"webhook {delivery.event:32} {delivery.payload.get('customer_reference') or ''}")
 
 
-def _last_key(env_file: Path) -> str | None:
+def _write(folder: Folder, name: str, text: str, *, replace: bool = False) -> None:
+    try:
+        folder.write(name, text, replace=replace)
+    except (UntrustedFolder, OSError) as failure:
+        raise main.CannotStart(str(failure)) from failure
+
+
+def _last_key(data_dir: Path) -> str | None:
     """The secret key of the last run, so that a script that has it goes on working."""
     try:
-        lines = env_file.read_text().splitlines()
-    except OSError:
+        with main.data_folder(data_dir) as folder:
+            lines = folder.read(_ENV, private=True).splitlines()
+    except FileNotFoundError:
         return None
+    except (UntrustedFolder, OSError, UnicodeDecodeError) as failure:
+        raise main.CannotStart(f"{data_dir / _ENV}: {failure}") from failure
     return next((line.partition("=")[2] for line in lines if line.startswith("WABERY_API_KEY=")), None)
 
 

@@ -1,21 +1,21 @@
-"""The database nobody has to install: a PostgreSQL that Wabery finds, initialises, starts, shares and stops itself.
+"""The database that nobody has to install: a PostgreSQL that Wabery finds, initializes, starts, shares and stops itself.
 
-One directory is one cluster: `lock`, `data`, `run` (the socket), `password`, `postgres.log`. Whoever holds the flock on
-`lock` owns the postmaster, as its direct child; everyone else attaches to it. When an owner dies, the kernel tells its
-postmaster to shut down and frees the lock, and the first process that asks again becomes the owner:
+One directory is one cluster: `lock`, `data`, `run` (the socket), `password`, `postgres.log`. The process that holds the
+flock on `lock` owns the postmaster, as its direct child; every other process attaches to it. When an owner dies, the
+kernel tells its postmaster to shut down and frees the lock, and the next process that tries the lock becomes the owner:
 
     open ── lock free ──> initdb, once ──> start ──> owner ── close ──> stop, unlock
-      └──── lock held ──> wait until it answers ──> attached ── lost ──> revive = open again
+      └──── lock held ──> wait until it answers ──> attached ── lock free ──> start ──> owner
 
-Call `open` and `revive` from the main thread, and `open` before event loop and threads: the kernel's parent-death signal
-means the death of the *thread* that started the child.
+Nothing here blocks for long once the first `open` has returned: `lost` takes microseconds, and `reviving` is a series of
+short steps with pauses between them, so that an event loop can take them. Take them in the main thread: the kernel's
+parent-death signal means the death of the *thread* that started the child.
 """
 
 import contextlib
 import fcntl
 import importlib.util
 import os
-import pwd
 import re
 import secrets
 import shutil
@@ -27,11 +27,23 @@ import sys
 import threading
 import time
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
+
+from .folder import Folder, UntrustedFolder, fallback_users
+
+__all__ = [
+    "Address",
+    "Embedded",
+    "EmbeddedError",
+    "Folder",
+    "UntrustedFolder",
+    "default_directory",
+    "find_binaries",
+]
 
 MAJORS = range(15, 19)
 
@@ -58,6 +70,7 @@ _PORT = 5432  # only part of the socket's name
 _SOCKET_PATH_LIMIT = 103  # bytes of sun_path without its final zero, on the smallest system (macOS)
 _STOP_LIMIT = 60  # seconds for a fast shutdown before an immediate one
 _RETRY = 0.1  # seconds between two attempts to own or attach
+_STEP = 0.01  # seconds between two looks at a process that we wait for
 _DEBIAN = Path("/usr/lib/postgresql")
 _HAS_DEATH_SIGNAL = sys.platform == "linux"
 
@@ -154,6 +167,10 @@ def _version(directory: Path) -> int | None:
     return int(match[1]) if match else None
 
 
+Steps: TypeAlias = Generator[float, None, None]
+"""Work in short steps. Each value is the pause, in seconds, before the next one: sleep, or let an event loop run."""
+
+
 class Embedded:
     """A PostgreSQL that this process owns, or that another process owns and we use."""
 
@@ -163,7 +180,13 @@ class Embedded:
     """Where psql, pgbench and the others of the running major are."""
 
     def __init__(
-        self, directory: Path, database: str, timeout: timedelta, settings: Mapping[str, str]
+        self,
+        directory: Path,
+        database: str,
+        timeout: timedelta,
+        settings: Mapping[str, str],
+        *,
+        may_own: bool,
     ) -> None:
         self.owner = False
         self._directory = directory.absolute()
@@ -171,8 +194,12 @@ class Embedded:
         self._log = self._directory / "postgres.log"
         self._logged = 0  # the log's size when the current child started
         self._database = database
+        self._created = False
         self._timeout = timeout
         self._settings = settings
+        self._may_own = may_own
+        self._major = 0
+        self._folder: Folder | None = None
         self._child: subprocess.Popen[bytes] | None = None
         self._lock: int | None = None
         _all.add(self)
@@ -185,33 +212,42 @@ class Embedded:
         database: str = "wabery",
         timeout: timedelta = timedelta(seconds=60),
         settings: Mapping[str, str] | None = None,
+        may_own: bool = True,
     ) -> "Embedded":
         """Own the cluster in `directory` or attach to it; cluster and database are created where missing.
 
-        `settings` win over SETTINGS, and count only if we become the owner. Raises EmbeddedError.
+        `settings` win over SETTINGS, and count only if we become the owner; without `may_own` we never do.
+        Raises EmbeddedError.
         """
-        embedded = cls(directory, database, timeout, settings or {})
-        embedded._join()
+        embedded = cls(directory, database, timeout, settings or {}, may_own=may_own)
+        for pause in embedded._joining():
+            time.sleep(pause)
         return embedded
 
-    def alive(self) -> bool:
-        """Whether the server is there: an owner's child has not ended, anyone else's answers."""
-        if self._child is not None:
-            return self._child.poll() is None
-        try:
-            self._greet(self.address)
-        except _NotYet:
-            return False
-        return True
+    def lost(self) -> bool:
+        """Whether `reviving` is due: the server that we own has ended, or the owner has, and we hold its lock now.
 
-    def revive(self) -> None:
-        """For whoever lost the server: own or attach anew; `owner` and `address` may change. Raises EmbeddedError."""
-        if not self.alive():
-            self.close()
-            self._join()
+        Takes microseconds. Where another process has started the server again, `address` may be new.
+        """
+        if self.owner:
+            return self._child is None or self._child.poll() is not None
+        try:
+            if self._may_own and self._try_lock():
+                return True
+            self.address = self._read_address()
+        except (OSError, IndexError, ValueError):
+            pass  # the owner is starting the server at this moment
+        return False
+
+    def reviving(self) -> Steps:
+        """Starts the server again after `lost`, or attaches to the one of a new owner.
+
+        `owner` and `address` may change. Raises EmbeddedError.
+        """
+        yield from self._joining()
 
     def close(self) -> None:
-        """An owner stops the server (close pools first), anyone else only lets go. Safe to repeat."""
+        """An owner stops the server (close pools first), other processes only let go. Safe to repeat."""
         try:
             if self._child is not None and self._child.poll() is None:
                 self._child.send_signal(signal.SIGINT)
@@ -223,39 +259,45 @@ class Embedded:
         finally:
             self._child = None
             self._unlock()
+            if self._folder is not None:
+                self._folder.close()
+                self._folder = None
 
-    def _join(self) -> None:
+    def _joining(self) -> Steps:
+        """Tries the lock each time: an owner that dies while we wait for it must be replaced."""
         if threading.current_thread() is not threading.main_thread():
             raise EmbeddedError("the embedded database must be started from the main thread")
         deadline = time.monotonic() + self._timeout.total_seconds()
         try:
-            self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            while not self._try_to_join(deadline):
-                time.sleep(_RETRY)
-        except (OSError, subprocess.TimeoutExpired) as error:
+            while True:
+                try:
+                    if self._may_own and self._try_lock():
+                        yield from self._own(deadline)
+                    else:
+                        self._attach()
+                    yield from self._create_database(deadline)
+                    return
+                except _NotYet as reason:
+                    if time.monotonic() > deadline:
+                        raise EmbeddedError(f"gave up after {self._timeout}: {reason}") from None
+                yield _RETRY
+        except (OSError, UntrustedFolder) as error:
             self.close()
             raise EmbeddedError(str(error)) from error
         except BaseException:
             self.close()
             raise
 
-    def _try_to_join(self, deadline: float) -> bool:
-        """Asks for the lock each time: an owner that dies while we wait for it must be replaced."""
-        try:
-            if self._try_lock():
-                self._own(deadline)
-            else:
-                self._attach()
-            self._create_database()
-        except _NotYet as reason:
-            self.close()
-            if time.monotonic() > deadline:
-                raise EmbeddedError(f"gave up after {self._timeout}: {reason}") from None
-            return False
-        return True
+    def _here(self) -> Folder:
+        if self._folder is None:
+            self._folder = Folder(self._directory)
+        return self._folder
 
     def _try_lock(self) -> bool:
-        lock = os.open(self._directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        """Whether we hold the lock; safe to repeat."""
+        if self._lock is not None:
+            return True
+        lock = self._here().open("lock", os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -273,86 +315,122 @@ class Embedded:
             self._lock = None
 
     def _attach(self) -> None:
+        self._here().subfolder("run")
         try:
             address = self._read_address()
         except (FileNotFoundError, IndexError, ValueError):
             raise _NotYet("another process holds the lock and has not started PostgreSQL") from None
         self._greet(address)  # because after a crash postmaster.pid still says ready
-        self.bin, _ = find_binaries(self._major_of_data())
+        self._find_binaries()
         self.address = address
 
-    def _own(self, deadline: float) -> None:
-        """1. Initialise, the first time. 2. Start, over whatever a crash left behind: judging that is PostgreSQL's
-        work, deleting it would be ours to regret. 3. Wait until it is ready."""
-        self.bin, major = find_binaries(self._major_of_data())
-        run_as = self._run_as()
-        os.chown(self._directory, run_as.uid, run_as.gid)
-        if not self._data.exists():
-            self._initialise(run_as, major, deadline)
-        listen = _listen(self._make(self._directory / "run", run_as))
-        settings = SETTINGS | (SETTINGS_FROM_18 if major >= 18 else {}) | dict(self._settings) | listen
-        options = [f"-c{name}={value}" for name, value in settings.items()]
-        self._child = self._spawn(run_as, signal.SIGINT, self.bin / "postgres", "-D", self._data, *options)
+    def _own(self, deadline: float) -> Steps:
+        """1. Initialize, the first time. 2. Start; PostgreSQL judges what a crash left behind, and we delete nothing in
+        `data`. 3. Wait until it is ready."""
+        if self._child is None or self._child.poll() is not None:
+            self._child = None
+            yield from self._start(deadline)
+        assert self._child is not None, "the server was just started"
         try:
-            self._wait_until_ready(self._child, deadline)
+            yield from self._until_ready(self._child, deadline)
         except _NotYet:
             self._child = None
             if _HAS_DEATH_SIGNAL:
                 raise
-            # Without that signal an owner that was killed leaves a healthy server behind: use it like anyone's.
+            # Without that signal an owner that was killed leaves a healthy server behind: use it like any other.
             self._unlock()
             self._attach()
         else:
             self.address = self._read_address()
             self.owner = True
 
-    def _run_as(self) -> _RunAs:
+    def _start(self, deadline: float) -> Steps:
+        initialized = self._here().subfolder("data")
+        self._find_binaries()
+        run_as = self._run_as(initialized=initialized)
+        os.chown(self._here().descriptor, run_as.uid, run_as.gid)
+        if not initialized:
+            yield from self._initialize(run_as, deadline)
+        listen = _listen(self._make("run", run_as))
+        settings = SETTINGS | (SETTINGS_FROM_18 if self._major >= 18 else {}) | dict(self._settings) | listen
+        options = [f"-c{name}={value}" for name, value in settings.items()]
+        command: list[str | Path] = [self.bin / "postgres", "-D", self._data, *options]
+        self._child = self._spawn(run_as, signal.SIGINT, *command, environment=self._after_a_crash())
+
+    def _after_a_crash(self) -> dict[str, str]:
+        """Keeps a lock file of a dead server from stopping the new one, when its pid belongs to another program now.
+
+        PostgreSQL takes any live process of its user that the file names for a running server. We hold the lock, so
+        no server of ours is meant to run; if besides no process has its working directory in `data`, as all of
+        PostgreSQL's have, none does. Then PG_GRANDPARENT_PID, which pg_ctl uses for the same purpose, tells PostgreSQL
+        that this pid is no server. It still looks for shared memory in use, and replaces the file itself
+        (docs/decisions/0007).
+        """
+        left = [("data", "postmaster.pid"), ("run", f".s.PGSQL.{_PORT}.lock")]
+        found = {name: _first_line(self._directory / folder / name) for folder, name in left}
+        if set(found.values()) == {None} or not _is_deserted(self._data):
+            return {}
+        pid, socket_pid = found.values()
+        if socket_pid is not None and socket_pid != pid:
+            (self._directory / "run" / left[1][1]).unlink()  # not data, and of no use once its server is gone
+        if pid is None:
+            return {}
+        if not re.fullmatch(r"-?[1-9][0-9]{0,9}", pid):
+            # PostgreSQL refuses to start over a file that it cannot read, whoever asks.
+            (self._data / "postmaster.pid").rename(self._data / "postmaster.pid.unreadable")
+            return {}
+        return {"PG_GRANDPARENT_PID": pid.lstrip("-")}
+
+    def _run_as(self, *, initialized: bool) -> _RunAs:
         """PostgreSQL refuses uid 0. Neither of root's two ways can open the data of the other, so existing data decide."""
         if os.geteuid() != 0:
             return _RunAs("same")
-        if self._data.exists():
+        if initialized:
             data = self._data.stat()
             return _setuid(data.st_uid, data.st_gid) if data.st_uid else _RunAs("namespace")
         # Tried out, because Docker's seccomp profile forbids it; by a child, because there is no way back.
         if self._spawn(_RunAs("namespace"), signal.SIGKILL, self.bin / "postgres", "--version").wait() == 0:
             return _RunAs("namespace")
-        for name in ("postgres", "nobody"):
-            with contextlib.suppress(KeyError):
-                return _setuid(pwd.getpwnam(name).pw_uid, pwd.getpwnam(name).pw_gid)
+        for user in fallback_users():
+            return _setuid(user.pw_uid, user.pw_gid)
         raise EmbeddedError("PostgreSQL refuses to run as root, and there is no user postgres or nobody")
 
-    def _initialise(self, run_as: _RunAs, major: int, deadline: float) -> None:
+    def _initialize(self, run_as: _RunAs, deadline: float) -> Steps:
         """Under another name first, so that `data` is absent or complete."""
         unfinished = self._directory / "data.new"
-        shutil.rmtree(unfinished, ignore_errors=True)
+        if self._here().subfolder("data.new"):
+            shutil.rmtree(unfinished, ignore_errors=True)
         if unfinished.exists():
             raise _NotYet(f"cannot delete {unfinished}, which an interrupted start left")
-        self._make(unfinished, run_as)
-        password = self._directory / "password"
-        password.touch(mode=0o600)
-        password.write_text(secrets.token_urlsafe(32))
-        os.chown(password, run_as.uid, run_as.gid)
+        self._make("data.new", run_as)
+        self._here().write("password", secrets.token_urlsafe(32), replace=True)
+        os.chown("password", run_as.uid, run_as.gid, dir_fd=self._here().descriptor, follow_symlinks=False)
 
         options = ["--encoding=UTF8", "--locale=C", "--data-checksums", "--no-instructions"]
         # Sorts alike for ever, while the locales of the C library change with its version and break indexes.
-        if major >= 17:
+        if self._major >= 17:
             options += ["--locale-provider=builtin", "--builtin-locale=C.UTF-8"]
         # With trust for local users only: it rests on the mode of `run`, and a TCP port has no mode.
         options += ["--auth-local=trust", "--auth-host=scram-sha-256"]
-        options += [f"--pwfile={password}", f"--username={_USER}"]
+        options += [f"--pwfile={self._directory / 'password'}", f"--username={_USER}"]
         # SIGKILL: an initdb that outlived us to tidy up would delete what our successor is writing.
         self._child = initdb = self._spawn(
             run_as, signal.SIGKILL, self.bin / "initdb", "-D", unfinished, *options
         )
-        if initdb.wait(deadline - time.monotonic()) != 0:
+        yield from self._until_ended(initdb, "initdb", deadline)
+        if initdb.returncode != 0:
             raise EmbeddedError(f"initdb failed: {self._complaint(initdb)}")
         self._child = None
         unfinished.rename(self._data)
-        directory = os.open(self._directory, os.O_RDONLY)
-        os.fsync(directory)
-        os.close(directory)
+        os.fsync(self._here().descriptor)
 
-    def _wait_until_ready(self, child: subprocess.Popen[bytes], deadline: float) -> None:
+    def _until_ended(self, process: subprocess.Popen[bytes], name: str, deadline: float) -> Steps:
+        while process.poll() is None:
+            if time.monotonic() > deadline:
+                raise EmbeddedError(f"{name} did not end within {self._timeout}; see {self._log}")
+            yield _STEP
+
+    def _until_ready(self, child: subprocess.Popen[bytes], deadline: float) -> Steps:
         while child.poll() is None:
             with contextlib.suppress(FileNotFoundError, IndexError):
                 lines = self._pid_file()
@@ -360,32 +438,43 @@ class Embedded:
                     return
             if time.monotonic() > deadline:
                 raise EmbeddedError(f"PostgreSQL was not ready within {self._timeout}; see {self._log}")
-            time.sleep(0.01)
+            yield _STEP
         complaint = self._complaint(child)
         if any(reason in complaint for reason in _WORTH_A_RETRY):
             raise _NotYet(complaint)
         raise EmbeddedError(f"PostgreSQL did not start: {complaint}")
 
-    def _create_database(self) -> None:
+    def _create_database(self, deadline: float) -> Steps:
         """With psql, which speaks SCRAM. Two processes may try at once: the later one finds it made."""
+        if self._created:
+            return
         sql = (
             "SELECT format('CREATE DATABASE %I', :'name')"
             " WHERE NOT EXISTS (SELECT FROM pg_database WHERE datname = :'name') \\gexec\n"
         )
         server = ["-h", self.address.host, "-p", str(self.address.port), "-U", _USER, "-d", "postgres"]
-        psql = subprocess.run(  # noqa: S603 -- no shell
+        with subprocess.Popen(  # noqa: S603 -- no shell
             [self.bin / "psql", "-Xqw", *server, "-v", "ON_ERROR_STOP=1", "-v", f"name={self._database}"],
-            check=False,
-            input=sql.encode(),
-            capture_output=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
             env=_environment() | {"PGPASSWORD": self.address.password or ""},
-            timeout=self._timeout.total_seconds(),
-        )
-        complaint = psql.stderr.decode(errors="replace").strip()
+        ) as psql:
+            assert psql.stdin is not None
+            assert psql.stderr is not None
+            try:
+                with contextlib.suppress(BrokenPipeError):  # it has ended already, and says why
+                    psql.stdin.write(sql.encode())
+                    psql.stdin.close()
+                yield from self._until_ended(psql, "psql", deadline)
+            finally:
+                psql.kill()
+            complaint = psql.stderr.read().decode(errors="replace").strip()
         if psql.returncode == 2:  # no connection: an owner can die between its greeting and now
             raise _NotYet(complaint)
         if psql.returncode != 0 and "already exists" not in complaint:
             raise EmbeddedError(f"cannot create the database {self._database}: {complaint.splitlines()[0]}")
+        self._created = True
 
     def _greet(self, address: Address) -> None:
         """Sends a startup packet (protocol 3.0) and hangs up. Raises _NotYet unless the server accepts connections."""
@@ -408,12 +497,19 @@ class Embedded:
             message = re.search(rb"\0M([^\0]*)", reply)
             raise _NotYet(message[1].decode(errors="replace") if message else f"{target} hung up")
 
-    def _spawn(self, run_as: _RunAs, death_signal: int, *command: str | Path) -> subprocess.Popen[bytes]:
+    def _spawn(
+        self,
+        run_as: _RunAs,
+        death_signal: int,
+        *command: str | Path,
+        environment: Mapping[str, str] | None = None,
+    ) -> subprocess.Popen[bytes]:
         child = Path(__file__).with_name("child.py")
         python = [sys.executable, "-I", "-S", str(child)]
         told = [str(os.getpid()), str(int(death_signal)), run_as.word]
-        self._log.touch(mode=0o600)
-        with self._log.open("ab") as log:
+        with os.fdopen(
+            self._here().open("postgres.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT), "ab"
+        ) as log:
             self._logged = log.tell()
             return subprocess.Popen(  # noqa: S603 -- no shell
                 [*python, *told, *map(str, command)],
@@ -421,13 +517,13 @@ class Embedded:
                 stdout=log,
                 stderr=log,
                 cwd="/",
-                env=_environment(),
+                env=_environment() | dict(environment or {}),
                 start_new_session=True,  # Ctrl-C reaches us, and we stop it in order
             )
 
     def _complaint(self, child: subprocess.Popen[bytes]) -> str:
         """Why `child` ended, in PostgreSQL's own words. A dying predecessor may write into the same log."""
-        with self._log.open("rb") as log:
+        with os.fdopen(self._here().open("postgres.log", os.O_RDONLY), "rb") as log:
             log.seek(self._logged)
             lines = log.read().decode(errors="replace").splitlines()
         text = "\n".join([line for line in lines if f"[{child.pid}]" in line] or lines)
@@ -439,24 +535,71 @@ class Embedded:
         lines = self._pid_file()
         if folder := lines[4]:
             return Address(folder, int(lines[3]), _USER, self._database, None)
-        password = (self._directory / "password").read_text()
-        return Address("127.0.0.1", int(lines[3]), _USER, self._database, password)
+        return Address("127.0.0.1", int(lines[3]), _USER, self._database, self._here().read("password"))
 
     def _pid_file(self) -> list[str]:
         """Line 1 pid, 4 port, 5 socket directory, 8 state (PostgreSQL's utils/pidfile.h)."""
-        return os.fsdecode((self._data / "postmaster.pid").read_bytes()).split("\n")
+        return os.fsdecode(_read(self._data / "postmaster.pid")).split("\n")
+
+    def _find_binaries(self) -> None:
+        """Once: an event loop has no time for it."""
+        if self._major == 0:
+            self.bin, self._major = find_binaries(self._major_of_data())
 
     def _major_of_data(self) -> int | None:
+        version = self._data / "PG_VERSION"
         try:
-            return int((self._data / "PG_VERSION").read_text())
+            return int(_read(version))
         except FileNotFoundError:
             return None
+        except ValueError:
+            raise EmbeddedError(f"{version} is damaged: restore the data from a backup") from None
 
-    def _make(self, folder: Path, run_as: _RunAs) -> Path:
-        folder.mkdir(mode=0o700, exist_ok=True)
-        folder.chmod(0o700)
-        os.chown(folder, run_as.uid, run_as.gid)
-        return folder
+    def _make(self, name: str, run_as: _RunAs) -> Path:
+        folder = self._here()
+        if not folder.subfolder(name):
+            os.mkdir(name, 0o700, dir_fd=folder.descriptor)
+        os.chmod(name, 0o700, dir_fd=folder.descriptor)
+        os.chown(name, run_as.uid, run_as.gid, dir_fd=folder.descriptor, follow_symlinks=False)
+        return self._directory / name
+
+
+def _read(path: Path) -> bytes:
+    """A file below `data` or `run`, whose owner may be a user that root does not trust."""
+    with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        return file.read(65_536)
+
+
+def _first_line(path: Path) -> str | None:
+    """None where there is no such file."""
+    with contextlib.suppress(FileNotFoundError):
+        return _read(path).partition(b"\n")[0].decode(errors="replace").strip()
+    return None
+
+
+def _is_deserted(data: Path) -> bool:
+    """Whether it is certain that no process of PostgreSQL works on `data`: each has it as its working directory.
+
+    Where another user's process hides its working directory, its command line must not look like PostgreSQL.
+    """
+    processes = list(Path("/proc").glob("[0-9]*"))
+    here = data.stat()
+    for process in processes:
+        try:
+            if process.stat().st_uid not in (here.st_uid, 0):
+                continue  # PostgreSQL runs as the owner of its data; root's are the processes that hide their user
+            there = (process / "cwd").stat()
+            if (there.st_dev, there.st_ino) == (here.st_dev, here.st_ino):
+                return False
+        except PermissionError:
+            try:
+                if b"postgres" in (process / "cmdline").read_bytes():
+                    return False
+            except OSError:
+                return False
+        except OSError:
+            pass  # it has ended, and holds nothing any more
+    return bool(processes)
 
 
 def _setuid(uid: int, gid: int) -> _RunAs:
