@@ -16,7 +16,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Protocol
@@ -96,7 +96,7 @@ def start_other() -> Iterator[StartOther]:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.PIPE,
                 text=True,
-                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(room.__file__).parent)}
+                env={"PATH": os.environ["PATH"], "PYTHONPATH": str(Path(room.__file__).parents[1])}
                 | {"PYTHONDONTWRITEBYTECODE": "1", "WABERY_PG_BIN": str(find_binaries()[0])},
             )
         )
@@ -145,6 +145,21 @@ def until(condition: Callable[[], bool]) -> None:
         time.sleep(0.005)
 
 
+def revive(embedded: Embedded) -> None:
+    for pause in embedded.reviving():
+        time.sleep(pause)
+
+
+@contextmanager
+def moved(cluster: Path, directory: Path) -> Iterator[None]:
+    """The stopped cluster under another path, since a symbolic link to it is rejected."""
+    cluster.rename(directory)
+    try:
+        yield
+    finally:
+        directory.rename(cluster)
+
+
 def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
@@ -165,14 +180,14 @@ async def test_a_first_start_leaves_a_durable_private_database(base: Path) -> No
 
     with closing(Embedded.open(directory)) as embedded:
         assert embedded.owner
-        assert embedded.alive()
+        assert not embedded.lost()
         assert await ask(embedded, "SELECT current_database()") == "wabery"
         for name in ("fsync", "full_page_writes", "synchronous_commit", "data_checksums"):
             assert await ask(embedded, f"SHOW {name}") == "on"
         assert await ask(embedded, "SHOW server_encoding") == "UTF8"
         assert await ask(embedded, "SHOW timezone") == "UTC"
 
-    assert not embedded.alive()
+    assert not (directory / "data/postmaster.pid").exists()
     assert {path.name for path in directory.iterdir()} == {"lock", "data", "run", "password", "postgres.log"}
     assert [mode(directory / name) for name in ("", "data", "run")] == [0o700] * 3
     assert [mode(directory / name) for name in ("lock", "password", "postgres.log")] == [0o600] * 3
@@ -212,9 +227,8 @@ async def test_a_database_of_any_name_is_created_once(cluster: Path) -> None:
 
 async def test_a_path_with_everything_in_it(base: Path, cluster: Path) -> None:
     directory = base / "a \"b\" 'c' $d %é\u2003"
-    directory.symlink_to(cluster)
 
-    with closing(Embedded.open(directory)) as embedded:
+    with moved(cluster, directory), closing(Embedded.open(directory)) as embedded:
         assert embedded.address.host == str(directory / "run")
         assert await ask(embedded, "SELECT 1") == 1
 
@@ -226,14 +240,14 @@ def test_close_can_be_repeated(cluster: Path) -> None:
     embedded.close()
 
     assert not embedded.owner
-    assert not embedded.alive()
+    assert not (cluster / "data/postmaster.pid").exists()
 
 
 async def test_a_relative_directory_survives_a_change_of_directory(
     cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(cluster.parent)
-    with closing(Embedded.open(Path("cluster"))) as embedded:
+    with closing(Embedded.open(Path(cluster.name))) as embedded:
         monkeypatch.chdir("/")
 
         assert await ask(embedded, "SELECT 1") == 1
@@ -274,9 +288,8 @@ async def test_a_path_too_long_for_a_socket_means_loopback_with_a_password(
     base: Path, cluster: Path, start_other: StartOther
 ) -> None:
     directory = base / ("long" * 25)
-    directory.symlink_to(cluster)
 
-    with closing(Embedded.open(directory)) as embedded:
+    with moved(cluster, directory), closing(Embedded.open(directory)) as embedded:
         address = embedded.address
         other = start_other(directory)
         assert address.host == "127.0.0.1"
@@ -291,9 +304,8 @@ async def test_a_path_too_long_for_a_socket_means_loopback_with_a_password(
 
 async def test_a_comma_in_the_path_means_loopback_too(base: Path, cluster: Path) -> None:
     directory = base / "a,b"
-    directory.symlink_to(cluster)
 
-    with closing(Embedded.open(directory)) as embedded:
+    with moved(cluster, directory), closing(Embedded.open(directory)) as embedded:
         assert embedded.address.host == "127.0.0.1"
         assert await ask(embedded, "SELECT 1") == 1
 
@@ -302,9 +314,8 @@ async def test_a_port_taken_in_between_is_replaced_by_another(
     base: Path, cluster: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     directory = base / ("long" * 25)
-    directory.symlink_to(cluster)
     listen = room._listen
-    with socket.create_server(("127.0.0.1", 0)) as taken:
+    with moved(cluster, directory), socket.create_server(("127.0.0.1", 0)) as taken:
         ports = [str(taken.getsockname()[1])]
         monkeypatch.setattr(
             room, "_listen", lambda run: listen(run) | ({"port": ports.pop()} if ports else {})
@@ -364,7 +375,7 @@ async def test_a_second_process_attaches_and_leaves_the_server_running(
         other.communicate(timeout=PATIENCE)
 
         assert other.returncode == 0
-        assert embedded.alive()
+        assert not embedded.lost()
         assert await ask(embedded, "SELECT 1") == 1
 
 
@@ -400,6 +411,53 @@ def test_a_postmaster_pid_left_by_a_crash_is_not_believed(base: Path, cluster: P
     assert "\n" not in str(refused.value)
 
 
+def test_a_process_that_may_only_attach_never_owns(cluster: Path, start_other: StartOther) -> None:
+    with pytest.raises(EmbeddedError, match="gave up"):
+        Embedded.open(cluster, timeout=timedelta(0), may_own=False)
+    owner = start_other(cluster)
+    assert role(owner) == "owner"
+    with closing(Embedded.open(cluster, may_own=False)) as embedded:
+        owner.kill()
+        owner.wait()
+
+        assert not embedded.lost()
+        with closing(Embedded.open(cluster)) as next_owner:
+            assert next_owner.owner
+            assert not embedded.lost()
+            assert not embedded.owner
+
+
+def test_an_attached_process_follows_the_server_to_another_port(
+    base: Path, cluster: Path, start_other: StartOther
+) -> None:
+    directory = base / ("long" * 25)
+    with moved(cluster, directory):
+        owner = start_other(directory)
+        assert role(owner) == "owner"
+        with closing(Embedded.open(directory, may_own=False)) as embedded:
+            before = embedded.address.port
+            owner.communicate(timeout=PATIENCE)
+            with closing(Embedded.open(directory)) as next_owner:
+                assert not embedded.lost()
+
+                assert embedded.address == next_owner.address
+                assert embedded.address.port != before
+
+
+def test_reviving_takes_steps_that_an_event_loop_can_afford(cluster: Path) -> None:
+    """Most steps are looks at a file; the longest starts a process. The bound allows for a busy machine."""
+    with closing(Embedded.open(cluster)) as embedded:
+        os.kill(postmaster(cluster), signal.SIGKILL)
+        until(embedded.lost)
+        longest, begun = 0.0, time.monotonic()
+        for pause in embedded.reviving():
+            longest = max(longest, time.monotonic() - begun)
+            time.sleep(pause)
+            begun = time.monotonic()
+
+    assert longest < 0.25
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 12) and threading.active_count() > 1, reason="fork with threads")
 def test_a_forked_process_neither_owns_nor_holds_the_lock(cluster: Path) -> None:
     with closing(Embedded.open(cluster)) as embedded:
@@ -410,7 +468,7 @@ def test_a_forked_process_neither_owns_nor_holds_the_lock(cluster: Path) -> None
 
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
         assert embedded.owner
-        assert embedded.alive()
+        assert not embedded.lost()
 
 
 def test_a_forked_process_that_outlives_the_owner_does_not_block_the_next(
@@ -442,8 +500,8 @@ async def test_the_death_of_the_owner_ends_its_postmaster_and_makes_room_for_ano
 
         owner.kill()
         until(lambda: not running(pid))
-        assert not embedded.alive()
-        embedded.revive()
+        until(embedded.lost)
+        revive(embedded)
 
         assert embedded.owner
         assert postmaster(cluster) != pid
@@ -456,8 +514,8 @@ async def test_a_killed_postmaster_is_revived_by_its_owner(cluster: Path) -> Non
         connection = await asyncpg.connect(**embedded.address.dsn_kwargs())
 
         os.kill(postmaster(cluster), signal.SIGKILL)
-        until(lambda: not embedded.alive())
-        embedded.revive()
+        until(embedded.lost)
+        revive(embedded)
 
         assert embedded.owner
         assert await ask(embedded, "SELECT n FROM revived") == 1
@@ -468,7 +526,7 @@ async def test_reviving_what_is_alive_changes_nothing(cluster: Path) -> None:
     with closing(Embedded.open(cluster)) as embedded:
         pid = postmaster(cluster)
 
-        embedded.revive()
+        revive(embedded)
 
         assert postmaster(cluster) == pid
 
@@ -503,6 +561,63 @@ def test_a_kill_in_the_middle_of_initdb_costs_only_the_time(
     with closing(Embedded.open(directory)) as embedded:
         assert embedded.owner
     assert not running(initdb)
+
+
+PID_FILE = "data/postmaster.pid"
+SOCKET_LOCK = "run/.s.PGSQL.5432.lock"
+STRANGER = "a process that has nothing to do with it"
+LEFTOVERS: list[dict[str, object]] = [
+    {PID_FILE: STRANGER},
+    {SOCKET_LOCK: STRANGER},
+    {PID_FILE: STRANGER, SOCKET_LOCK: STRANGER},
+    {PID_FILE: STRANGER, SOCKET_LOCK: 1},
+    {PID_FILE: 1, SOCKET_LOCK: 1},
+    {PID_FILE: os.getpid(), SOCKET_LOCK: os.getpid()},
+    {PID_FILE: os.getppid()},
+    {PID_FILE: "", SOCKET_LOCK: STRANGER},
+    {PID_FILE: "no number"},
+]
+
+
+def leave(path: Path, pid: object) -> None:
+    """As a server that crashed leaves it."""
+    lines = [pid, path.parents[1] / "data", 1_790_000_000, 5432, path.parents[1] / "run", "", " 5432001 0"]
+    path.write_text("\n".join(map(str, [*lines, "ready   ", ""])) if pid != "" else "")
+    path.chmod(0o600)
+
+
+@on_linux
+@pytest.mark.parametrize("files", LEFTOVERS, ids=str)
+def test_lock_files_that_name_another_program_do_not_stop_the_start(
+    cluster: Path, files: dict[str, object]
+) -> None:
+    with subprocess.Popen(["sleep", "60"]) as stranger:
+        for name, pid in files.items():
+            leave(cluster / name, stranger.pid if pid is STRANGER else pid)
+
+        with closing(Embedded.open(cluster, timeout=timedelta(seconds=PATIENCE))) as embedded:
+            assert embedded.owner
+
+        assert stranger.poll() is None
+        stranger.kill()
+
+
+@on_linux
+def test_a_live_process_in_the_data_directory_is_waited_for(cluster: Path, start_other: StartOther) -> None:
+    """It may be what is left of our own server, whose pid the lock file then names."""
+    with subprocess.Popen(["sleep", "60"], cwd=cluster / "data") as suspect:
+        leave(cluster / PID_FILE, suspect.pid)
+        log = cluster / "postgres.log"
+        before = log.stat().st_size
+
+        waiting = start_other(cluster)
+        until(lambda: b'"postmaster.pid" already exists' in log.read_bytes()[before:])
+        assert (cluster / PID_FILE).read_text().startswith(f"{suspect.pid}\n")
+        suspect.kill()
+        suspect.wait()
+
+    assert role(waiting) == "owner"
+    waiting.communicate(timeout=PATIENCE)
 
 
 def test_postgres_own_line_is_the_error_and_comes_at_once(cluster: Path) -> None:
@@ -570,7 +685,8 @@ async def test_no_acknowledged_commit_is_lost_to_kill_9(
             os.kill(pid, signal.SIGKILL)
         owner.kill()
         await asyncio.wait_for(writers, PATIENCE)
-        embedded.revive()
+        until(embedded.lost)
+        revive(embedded)
 
         connection = await asyncpg.connect(**embedded.address.dsn_kwargs())
         found = {row["n"] for row in await connection.fetch(f"SELECT n FROM promised_{pid}")}

@@ -32,9 +32,7 @@ def run(*, port: int | None, data_dir: Path, as_json: bool) -> None:
     """Serves until interrupted. Raises main.CannotStart."""
     settings = load()
     logs.configure("warning" if settings.log_level == "info" else settings.log_level)
-    with main.data_folder(data_dir) as folder:
-        # A folder inside a project of the user's must not end up in their commits.
-        _write(folder, ".gitignore", "*\n")
+    prepare_folder(data_dir)
     with main.listening("127.0.0.1", settings.port if port is None else port) as listener:
         settings = replace(
             settings,
@@ -49,6 +47,12 @@ def run(*, port: int | None, data_dir: Path, as_json: bool) -> None:
         )
         with main.ground(settings) as ground:
             run_loop(_Session(ground, data_dir, as_json=as_json).serve(listener))
+
+
+def prepare_folder(data_dir: Path) -> None:
+    """Creates the data folder, and keeps it out of the commits of a project that it lies in. Raises main.CannotStart."""
+    with main.data_folder(data_dir) as folder:
+        _write(folder, ".gitignore", "*\n")
 
 
 class _Session:

@@ -1,4 +1,4 @@
-"""The steps between our fork and PostgreSQL's exec. `embedded.py` executes this file; nobody imports it.
+"""The steps between our fork and PostgreSQL's exec. The launcher executes this file; no module imports it.
 
     python -I -S child.py PARENT SIGNAL USER PROGRAM [ARGUMENT...]
 

@@ -136,7 +136,7 @@ class Folder:
         _check_owner(self.path, found)
         if not found.st_mode & _OTHERS:
             return
-        if found.st_mode & _OTHERS_WRITE and any(os.scandir(self.descriptor)):
+        if found.st_mode & _OTHERS_WRITE and os.listdir(self.descriptor):  # noqa: PTH208  # by descriptor
             raise UntrustedFolder(
                 f"Other users may write in {self.path}. Use another data folder, or make sure that they have put "
                 f"nothing there and run: chmod 700 {self.path}"
