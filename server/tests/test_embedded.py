@@ -565,15 +565,15 @@ def test_a_kill_in_the_middle_of_initdb_costs_only_the_time(
 
 PID_FILE = "data/postmaster.pid"
 SOCKET_LOCK = "run/.s.PGSQL.5432.lock"
-STRANGER = "a process that has nothing to do with it"
+STRANGER = "another program"
+US = "the process that starts it"
 LEFTOVERS: list[dict[str, object]] = [
     {PID_FILE: STRANGER},
     {SOCKET_LOCK: STRANGER},
     {PID_FILE: STRANGER, SOCKET_LOCK: STRANGER},
     {PID_FILE: STRANGER, SOCKET_LOCK: 1},
     {PID_FILE: 1, SOCKET_LOCK: 1},
-    {PID_FILE: os.getpid(), SOCKET_LOCK: os.getpid()},
-    {PID_FILE: os.getppid()},
+    {PID_FILE: US, SOCKET_LOCK: US},
     {PID_FILE: "", SOCKET_LOCK: STRANGER},
     {PID_FILE: "no number"},
 ]
@@ -593,7 +593,7 @@ def test_lock_files_that_name_another_program_do_not_stop_the_start(
 ) -> None:
     with subprocess.Popen(["sleep", "60"]) as stranger:
         for name, pid in files.items():
-            leave(cluster / name, stranger.pid if pid is STRANGER else pid)
+            leave(cluster / name, {STRANGER: stranger.pid, US: os.getpid()}.get(str(pid), pid))
 
         with closing(Embedded.open(cluster, timeout=timedelta(seconds=PATIENCE))) as embedded:
             assert embedded.owner

@@ -215,7 +215,8 @@ def test_every_threat_has_a_row_with_a_test_or_a_reason() -> None:
         if re.match(r"\| \d", line)
     ]
 
-    assert [row[0] for row in rows] == [str(number) for number in range(1, 21)]
+    assert len(rows) > 20
+    assert [row[0] for row in rows] == [str(number) for number in range(1, len(rows) + 1)]
     assert all(row[2] or row[3] for row in rows)
 
 
