@@ -83,3 +83,21 @@ async def test_it_does_not_ask_about_a_channel_without_a_token(terminal: Termina
     code, findings = await examined(terminal)
 
     assert (code, findings, meta.asked) == (0, {}, [])
+
+
+async def test_it_names_contacts_that_are_one_person_and_linked_twice(
+    terminal: Terminal, source: Source
+) -> None:
+    project = await founded(terminal)
+    connection = await source.connect()
+    await connection.execute(
+        "insert into contacts (project_id, id, created_at, duplicate_of)"
+        " select $1, 'contact_' || n, now(), case when n = 2 then 'contact_1' end from generate_series(1, 3) n",
+        project,
+    )
+    await connection.close()
+
+    ran = await terminal.run(command="doctor")
+
+    assert "one person, linked twice: contact_2 and contact_1\n" in ran.out
+    assert ran.code == 0

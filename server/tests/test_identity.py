@@ -1,15 +1,22 @@
 """Who a sender is: the strongest identifier decides, a phone number is never needed, and nothing is inherited by chance."""
 
+from contextlib import AsyncExitStack
 from typing import Any
 
 import meta_bodies
 import pytest
 from msgspec.structs import replace
-from world import ANA, BEN, INTENTS, App, Tenant
+from world import ANA, BEN, INTENTS, App, Tenant, serving
 
 from wabery_server.accounts import Channel
-from wabery_server.contacts import Identity
+from wabery_server.accounts.channel import MOST_SCOPES
+from wabery_server.clock import MovableClock
+from wabery_server.contacts import Identity, duplicates
+from wabery_server.db import Database, Source, Tx
+from wabery_server.db.signals import Signals
 from wabery_server.phone.payloads import new_message_id
+from wabery_server.secrets import Keyring
+from wabery_server.settings import Settings
 
 BSUID, OTHER_BSUID = "US.8120001", "US.8129999"
 PARENT, OTHER_PARENT = "US.ENT.9120001", "US.ENT.9129999"
@@ -28,7 +35,7 @@ async def heard(app: App, of: Tenant, sender: Identity) -> dict[str, Any]:
 
 async def linked(app: App, of: Tenant, reference: str, sender: Identity) -> str:
     """The person joins; their contact id."""
-    intent = await app.mint(of.secret_key, reference)
+    intent = await app.mint(of.secret_key, reference, channel_id=of.channel.id)
     assert await app.say(of, intent["token"], sender) == {"joined": 1}
     joined = await app.get(of.secret_key, intent["id"])
     contact_id: str = joined["contact_id"]
@@ -243,6 +250,219 @@ async def test_a_person_is_another_contact_in_another_project(app: App, acme: Te
 
     assert payload["contact_id"] != at_acme
     assert payload["customer_reference"] is None
+
+
+# Scopes that change
+
+
+async def portfolio(app: App, of: Tenant, value: str | None) -> None:
+    reply = await app.call(
+        "PATCH", f"/v1/channels/{of.channel.id}", of.secret_key, json={"portfolio_id": value}
+    )
+    assert reply.status == 200, reply.body
+
+
+@pytest.mark.parametrize("portfolios", [["999222"], ["999222", "999333"], ["1", "2", "1"], ["999222", None]])
+@pytest.mark.parametrize("first", [Identity(bsuid=BSUID), Identity(parent_bsuid=PARENT)])
+async def test_a_person_stays_the_same_when_the_portfolio_changes(
+    app: App, acme: Tenant, first: Identity, portfolios: list[str | None]
+) -> None:
+    contact_id = await linked(app, acme, "user_123", first)
+    later = Identity(bsuid=OTHER_BSUID)
+
+    for value in portfolios:
+        await portfolio(app, acme, value)
+        payload = await heard(app, acme, first)
+        assert (payload["contact_id"], payload["customer_reference"]) == (contact_id, "user_123")
+        met_here = (await heard(app, acme, later))["contact_id"]
+        assert met_here == (await heard(app, acme, later))["contact_id"] != contact_id
+
+    second = await app.mint(acme.secret_key, "somebody_else")
+    assert await app.say(acme, second["token"], first) == {"rejected": 1}
+    assert len(await everything(app, "contacts")) == 2
+
+
+async def test_a_person_stays_the_same_when_the_portfolio_changed_before_they_ever_wrote_again(
+    app: App, acme: Tenant
+) -> None:
+    contact_id = await linked(app, acme, "user_123", Identity(bsuid=BSUID))
+
+    for value in ("1", "2", "3", None, "4"):
+        await portfolio(app, acme, value)
+
+    assert (await heard(app, acme, Identity(bsuid=BSUID)))["contact_id"] == contact_id
+    scopes = {row["scope"] for row in await everything(app, "identifiers")}
+    assert scopes == {acme.channel.waba_id, "4"}
+
+
+async def test_a_person_stays_the_same_when_the_channel_is_made_again(app: App, acme: Tenant) -> None:
+    before = await second_number(app, acme, portfolio_id="1")
+    await portfolio(app, before, "2")
+    contact_id = await linked(app, before, "user_123", Identity(bsuid=BSUID))
+    await portfolio(app, before, None)
+    reply = await app.call("DELETE", f"/v1/channels/{before.channel.id}", acme.secret_key)
+    assert reply.status == 200
+
+    after = await second_number(app, acme)
+
+    assert after.channel.id != before.channel.id
+    assert (await heard(app, after, Identity(bsuid=BSUID)))["contact_id"] == contact_id
+
+
+async def test_numbers_of_one_business_account_share_their_people_whatever_their_portfolios_say(
+    app: App, acme: Tenant
+) -> None:
+    second = await second_number(app, acme, waba_id=acme.channel.waba_id, portfolio_id="1")
+    ana = await linked(app, acme, "ana", Identity(bsuid=BSUID))
+    ben = await linked(app, second, "ben", Identity(bsuid=OTHER_BSUID))
+    await portfolio(app, acme, "2")
+
+    found = [
+        (await heard(app, to, Identity(bsuid=bsuid)))["contact_id"]
+        for to in (acme, second)
+        for bsuid in (BSUID, OTHER_BSUID)
+    ]
+
+    assert found == [ana, ben, ana, ben]
+
+
+async def test_business_accounts_that_turn_out_to_be_of_one_portfolio_share_their_people(
+    app: App, acme: Tenant
+) -> None:
+    second = await second_number(app, acme)
+    ana = await linked(app, acme, "ana", Identity(bsuid=BSUID))
+
+    await portfolio(app, acme, "1")
+    await portfolio(app, second, "1")
+
+    assert (await heard(app, second, Identity(bsuid=BSUID)))["contact_id"] == ana
+
+
+async def test_the_scopes_of_a_project_are_its_own(app: App, acme: Tenant, globex: Tenant) -> None:
+    for of in (acme, globex):
+        await portfolio(app, of, "1")
+    here = await linked(app, acme, "ana", Identity(bsuid=BSUID))
+
+    there = await heard(app, globex, Identity(bsuid=BSUID))
+
+    assert there["contact_id"] != here
+    families = {row["project_id"]: row["family"] for row in await everything(app, "identity_scopes")}
+    assert set(families[acme.project.id]) == {acme.channel.waba_id, "1"}
+
+
+async def test_a_channel_cannot_use_more_and_more_portfolios(app: App, acme: Tenant) -> None:
+    for number in range(MOST_SCOPES - 1):
+        await portfolio(app, acme, str(number + 1))
+
+    path = f"/v1/channels/{acme.channel.id}"
+    one_more = await app.call("PATCH", path, acme.secret_key, json={"portfolio_id": "999"})
+    again = await app.call("PATCH", path, acme.secret_key, json={"portfolio_id": "1"})
+
+    assert (one_more.status, one_more.body["param"]) == (400, "portfolio_id")
+    assert again.status == 200
+
+
+# Two contacts that turn out to be one
+
+
+async def two_contacts(app: App, acme: Tenant, *, linking: tuple[bool, bool]) -> tuple[Tenant, list[str]]:
+    """Known by the same user id in two business accounts; afterwards both belong to one portfolio."""
+    second = await second_number(app, acme)
+    found = []
+    for to, name, joins in zip((acme, second), ("one", "two"), linking, strict=True):
+        who = Identity(bsuid=BSUID)
+        found.append(await linked(app, to, name, who) if joins else (await heard(app, to, who))["contact_id"])
+    assert found[0] != found[1]
+    await portfolio(app, acme, "1")
+    await portfolio(app, second, "1")
+    return second, found
+
+
+@pytest.mark.parametrize(("linking", "stays"), [((True, False), 0), ((False, True), 1), ((False, False), 0)])
+async def test_two_contacts_that_turn_out_to_be_one_become_one(
+    app: App, acme: Tenant, linking: tuple[bool, bool], stays: int
+) -> None:
+    second, both = await two_contacts(app, acme, linking=linking)
+
+    told = [await heard(app, to, Identity(bsuid=BSUID)) for to in (acme, second, acme)]
+
+    assert {payload["contact_id"] for payload in told} == {both[stays]}
+    assert {payload["customer_reference"] for payload in told} == {
+        ("one", "two")[linking.index(True)] if any(linking) else None
+    }
+    contacts = {row["id"]: row["merged_into"] for row in await everything(app, "contacts")}
+    assert contacts == {both[stays]: None, both[1 - stays]: both[stays]}
+    current = [row for row in await everything(app, "identifiers") if row["superseded_at"] is None]
+    assert {row["contact_id"] for row in current} == {both[stays]}
+    conversations = {row["contact_id"] for row in await everything(app, "conversations")}
+    assert conversations == {both[stays]}
+
+
+async def test_two_linked_contacts_that_turn_out_to_be_one_stay_as_they_are_until_one_is_free(
+    app: App, acme: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    second, both = await two_contacts(app, acme, linking=(True, True))
+    links = await everything(app, "links")
+
+    told = [await heard(app, to, Identity(bsuid=BSUID)) for to in (acme, second, acme)]
+
+    assert {payload["contact_id"] for payload in told} <= set(both)
+    assert await everything(app, "links") == links
+    assert caplog.text.count("contacts_not_merged") == 1
+    pairs = await app.service.database.run(lambda tx: duplicates(tx, acme.project.id, 10))
+    assert [set(pair) for pair in pairs] == [set(both)]
+
+    async def free_one(tx: Tx) -> None:
+        await tx.run(
+            "update links set ended_at = created_at, end_reason = 'disowned' where contact_id = $1", both[1]
+        )
+
+    await app.service.database.run(free_one)
+    payload = await heard(app, acme, Identity(bsuid=BSUID))
+
+    assert (payload["contact_id"], payload["customer_reference"]) == (both[0], "one")
+    assert await app.service.database.run(lambda tx: duplicates(tx, acme.project.id, 10)) == []
+
+
+async def test_the_token_of_a_merged_contact_is_still_that_persons(app: App, acme: Tenant) -> None:
+    second = await second_number(app, acme)
+    intent = await app.mint(acme.secret_key, "one", channel_id=second.channel.id)
+    assert await app.say(second, intent["token"], Identity(bsuid=BSUID)) == {"joined": 1}
+    await linked(app, acme, "one", BEN)  # takes the reference over
+    ana = await linked(app, acme, "two", Identity(bsuid=BSUID))
+    await portfolio(app, acme, "1")
+    await portfolio(app, second, "1")
+
+    counts = await app.say(second, intent["token"], Identity(bsuid=BSUID, username="ana"))
+
+    assert counts == {"already_used_same_sender": 1}
+    shown = await app.get(acme.secret_key, intent["id"])
+    assert shown["contact_id"] != ana
+    assert shown["identity"]["display"] == "@a•••"
+
+
+async def test_a_server_that_does_not_know_the_new_scopes_yet_meets_the_same_person(
+    app: App, acme: Tenant, source: Source, settings: Settings, keyring: Keyring, clock: MovableClock
+) -> None:
+    async with AsyncExitStack() as stack:
+        database = await stack.enter_async_context(Database(source))
+        signals = await stack.enter_async_context(Signals(source))
+        other = await stack.enter_async_context(serving(settings, database, keyring, clock, signals))
+        second = await second_number(app, acme)
+        other.service.directory.forget = lambda: None  # type: ignore[method-assign]  # it misses the signal
+        for to in (acme, second):
+            await other.service.directory.number("meta", to.channel.phone_number_id)
+        old_person = await linked(app, acme, "old", Identity(bsuid=OTHER_BSUID))
+        for to in (acme, second):
+            await portfolio(app, to, "1")
+
+        fresh = [(await heard(at, acme, Identity(bsuid=BSUID)))["contact_id"] for at in (app, other, app)]
+        intent = await app.mint(acme.secret_key, "new", channel_id=second.channel.id)
+        counts = await other.say(second, intent["token"], Identity(bsuid=OTHER_BSUID))
+
+    assert len(set(fresh)) == 1
+    assert counts == {"rejected": 1}
+    assert {row["id"] for row in await everything(app, "contacts")} == {old_person, *fresh}
 
 
 # Names

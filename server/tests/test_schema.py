@@ -199,6 +199,7 @@ insert into api_keys (id, project_id, kind, name, hash, last4, scopes, allowed_o
 insert into channels (id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, sandbox,
     credentials, secret_version, created_at)
     select 'channel_' || n, p(n), 'meta', 'main', n::text, '15550100', 'w', false, '', 1, at(0) from generate_series(0, 19) n;
+insert into identity_scopes select p(n), 'w', '{w}' from generate_series(0, 19) n;
 insert into webhook_endpoints (id, project_id, is_default, url, secrets, secret_version, created_at)
     select 'we_' || n, p(n), true, 'https://example.com', '', 1, at(0) from generate_series(0, 19) n;
 insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
@@ -274,6 +275,10 @@ INDEXES = {
     "contacts.sql:lock": {"contacts_pkey"},
     "contacts.sql:find": {"contacts_pkey", "identifiers_pkey"},
     "contacts.sql:rename": {"contacts_pkey"},
+    "contacts.sql:mark": {"contacts_pkey"},
+    "contacts.sql:advance": {"contacts_pkey"},
+    "contacts.sql:move_conversations": {"conversations_pkey"},
+    "contacts.sql:ended_at": {"links_ended"},
     "contacts.sql:supersede_identifier": {"identifiers_current"},
     "contacts.sql:regain_identifier": {"identifiers_pkey"},
     "contacts.sql:conversation": {"conversations_pkey"},
@@ -290,7 +295,7 @@ INDEXES = {
         "registration_intents_project_id_token_hash_key",
         "links_by_reference",
     },
-    "intents/intent.sql:settle": {"registration_intents_pkey"},
+    "intents/intent.sql:settle": {"registration_intents_pkey", "links_ended"},
     "outbox.sql:any_due_queues": {"deliveries_due_anywhere"},
     "outbox.sql:claim": {"deliveries_due", "deliveries_pkey", "events_pkey"},
     "outbox.sql:settle": {"deliveries_pkey"},

@@ -31,6 +31,11 @@ class MovableClock:
         self.offset += by
 
 
+def up_to_the_millisecond(moment: datetime) -> datetime:
+    """The moment, or the next whole millisecond after it: what is compared is what `iso` shows."""
+    return moment + timedelta(microseconds=-moment.microsecond % 1000)
+
+
 def iso(moment: datetime) -> str:
     """The contract's time: ISO 8601, UTC, milliseconds, `Z` (2026-06-27T00:00:00.000Z)."""
     since = moment - _EPOCH

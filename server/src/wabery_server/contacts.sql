@@ -1,12 +1,13 @@
 -- name: holder, hot
+-- In whichever of the scopes. `offset 0` does what `limit 1` does elsewhere: each row is looked up by its key.
 select i.project_id, i.kind, i.scope, i.value, i.contact_id
-from (values ($1::text, $2::text, $3::text, $4::text)) w (project_id, kind, scope, value)
+from (values ($1::text, $2::text, $3::text[], $4::text)) w (project_id, kind, scopes, value)
 cross join lateral (
     select i.project_id, i.kind, i.scope, i.value, i.contact_id
     from identifiers i
-    where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and i.value = w.value
+    where i.project_id = w.project_id and i.kind = w.kind and i.scope = any(w.scopes) and i.value = w.value
       and i.superseded_at is null
-    limit 1) i;
+    offset 0) i;
 
 -- name: lock, hot
 -- In the order of the rows that are asked for.
@@ -18,7 +19,8 @@ cross join lateral (select c.id from contacts c where c.project_id = w.project_i
 select c.*
 from (values ($1::text, $2::text)) w (project_id, id)
 cross join lateral (
-    select c.project_id, c.id, c.username, c.profile_name, c.country, i.kind, i.scope, i.value
+    select c.project_id, c.id, c.username, c.profile_name, c.country, c.latest_at, c.merged_into, c.duplicate_of,
+        i.kind, i.scope, i.value
     from contacts c
     left join identifiers i
       on i.project_id = c.project_id and i.contact_id = c.id and i.superseded_at is null
@@ -34,6 +36,24 @@ update contacts c set username = w.username, profile_name = w.profile_name, coun
 from (values ($1::text, $2::text, $3::text, $4::text, $5::text)) w (project_id, id, username, profile_name, country)
 where c.project_id = w.project_id and c.id = w.id;
 
+-- name: mark, hot
+-- Of locked contacts: merged into another, or linked like another that is the same person.
+update contacts c set merged_into = w.merged_into, duplicate_of = w.duplicate_of
+from (values ($1::text, $2::text, $3::text, $4::text)) w (project_id, id, merged_into, duplicate_of)
+where c.project_id = w.project_id and c.id = w.id;
+
+-- name: advance, hot
+update contacts c set latest_at = w.at
+from (values ($1::text, $2::text, $3::timestamptz)) w (project_id, id, at)
+where c.project_id = w.project_id and c.id = w.id;
+
+-- name: duplicates
+select c.id, c.duplicate_of
+from contacts c
+where c.project_id = $1 and c.duplicate_of is not null and c.merged_into is null
+order by c.id desc
+limit $2;
+
 -- name: supersede_identifier, hot
 update identifiers i set superseded_at = w.at
 from (values ($1::text, $2::text, $3::text, $4::text, $5::timestamptz)) w (project_id, kind, scope, value, at)
@@ -41,7 +61,7 @@ where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and 
   and i.superseded_at is null;
 
 -- name: insert_identifier, hot
--- Of a contact just made. One that somebody else holds by now is a unique violation: run again.
+-- Of a contact just made. One that another contact holds by now is a unique violation: run again.
 insert into identifiers (project_id, contact_id, kind, scope, value, created_at)
 values ($1, $2, $3, $4, $5, $6);
 
@@ -74,6 +94,14 @@ cross join lateral (
 insert into conversations (project_id, id, channel_id, contact_id, created_at)
 values ($1, $2, $3, $4, $5);
 
+-- name: move_conversations, hot
+-- Of a merged contact, on the channels where the other has none. Both are locked.
+update conversations v set contact_id = w.into_id
+from (values ($1::text, $2::text, $3::text)) w (project_id, contact_id, into_id)
+where v.project_id = w.project_id and v.contact_id = w.contact_id and not exists (
+    select from conversations o
+    where o.project_id = w.project_id and o.contact_id = w.into_id and o.channel_id = v.channel_id);
+
 -- name: links_of_contact, hot
 -- `offset 0` does what `limit 1` does elsewhere: each row is looked up by its key, whatever the planner thinks of the table.
 select l.*
@@ -84,6 +112,14 @@ cross join lateral (
     from links l
     where l.project_id = w.project_id and l.contact_id = w.contact_id and l.ended_at is null
     offset 0) l;
+
+-- name: ended_at, hot
+select w.project_id, w.customer_reference, l.ended_at
+from (values ($1::text, $2::text)) w (project_id, customer_reference)
+cross join lateral (
+    select l.ended_at from links l
+    where l.project_id = w.project_id and l.customer_reference = w.customer_reference and l.ended_at is not null
+    order by l.ended_at desc limit 1) l;
 
 -- name: insert_link, hot
 insert into links (project_id, id, contact_id, customer_reference, registration_intent_id, reference_trust, metadata,

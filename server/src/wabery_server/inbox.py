@@ -14,7 +14,7 @@ from msgspec import Struct
 from wabery_server import contacts, ids, intents, outbox, tokens
 from wabery_server.accounts import Channel, Project
 from wabery_server.clock import iso
-from wabery_server.contacts import Identity, Link, Met, Sender
+from wabery_server.contacts import Contact, Identity, Link, Met, Sender
 from wabery_server.db import Conflict, Taken, Tx, queries
 from wabery_server.intents import Arrival, Attempt, Redeemed
 from wabery_server.outbox import Event, EventType
@@ -79,17 +79,17 @@ class Inbound(Struct):
         identity = self.message.sender
         if identity is not None and identity.known and self.message.kind != Kind.SYSTEM:
             channel = self.channel
-            self.sender = Sender(channel.project_id, channel.id, channel.identity_scope, identity)
+            self.sender = Sender(channel.project_id, channel.id, channel.identity_scopes, identity)
             self.readable = self.message.kind == Kind.MESSAGE
 
     def keys(self) -> Iterator[Hashable]:
-        """What one call of `receive` may hold only once: message, tokens, identifiers."""
+        """What one call of `receive` may hold only once: message, tokens, identifiers in whatever scope."""
         project_id = self.channel.project_id
         yield project_id, self.channel.id, self.message.provider_message_id
         for token in self.found.candidates:
             yield project_id, token
         if sender := self.sender:
-            yield from sender.identifiers
+            yield from sender.names
 
 
 class Outcome(enum.StrEnum):
@@ -134,13 +134,13 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
     openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in readable])
     matched = {n: _matched(items[n], openings) for n in readable}
     attempts = [n for n in readable if items[n].found.tokens or matched[n]]
-    people = await _meet(tx, items, fresh)
+    people, others = await _meet(tx, items, fresh, openings)
     names = {n: ids.new("msg", items[n].received_at) for n in fresh}
     arrivals = [_arrival(items[n], names[n], people[n]) for n in attempts]
     redeemed = dict(
         zip(
             attempts,
-            await intents.redeem(tx, arrivals, openings, projects=projects, grace=grace),
+            await intents.redeem(tx, arrivals, openings, others, projects=projects, grace=grace),
             strict=True,
         )
     )
@@ -191,12 +191,21 @@ async def _seen(tx: Tx, items: Sequence[Inbound]) -> set[tuple[str, str, str]]:
     return {(row["project_id"], row["channel_id"], row["provider_message_id"]) for row in rows}
 
 
-async def _meet(tx: Tx, items: Sequence[Inbound], numbers: Sequence[int]) -> dict[int, Met]:
+async def _meet(
+    tx: Tx, items: Sequence[Inbound], numbers: Sequence[int], openings: intents.Openings
+) -> tuple[dict[int, Met], Mapping[contacts.Key, Contact]]:
+    """Who wrote each of these messages, and the contacts whose links may have to yield to theirs; all locked."""
     senders = {n: sender for n in numbers if (sender := items[n].sender) is not None}
     if not senders:
-        return {}
+        return {}, {}
+    for n, sender in senders.items():
+        if openings and items[n].readable:
+            scopes = intents.scopes(openings, sender.project_id, sender.channel_id, items[n].found)
+            if scopes and scopes != sender.scopes:
+                senders[n] = msgspec.structs.replace(sender, scopes=scopes)
     at = items[next(iter(senders))].received_at
-    return dict(zip(senders, await contacts.meet(tx, list(senders.values()), at), strict=True))
+    meeting = await contacts.meet(tx, list(senders.values()), at, intents.yielding(openings))
+    return dict(zip(senders, meeting.met, strict=True)), meeting.others
 
 
 def _arrival(item: Inbound, message_id: str, met: Met) -> Arrival:

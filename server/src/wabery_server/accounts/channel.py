@@ -7,6 +7,7 @@ number nobody has: only the fake phone writes to it.
 
 import os
 import re
+from collections.abc import Iterable
 from datetime import datetime
 from typing import Annotated, Literal, NotRequired, TypedDict
 
@@ -33,6 +34,9 @@ DisplayNumber = Annotated[
     ),
 ]
 """The pattern is told, not enforced: the check below also takes what people paste, and its refusal shows an example."""
+
+MOST_SCOPES = 20
+"""WABAs and portfolios that share their people, in one project. Each is looked up for every message."""
 
 _E164 = re.compile(r"[1-9][0-9]{4,14}")
 _DECORATION = str.maketrans("", "", "+ -().\u00a0\u2011")
@@ -76,11 +80,13 @@ class Channel(Struct, frozen=True, kw_only=True):
     sandbox: bool
     created_at: datetime
     deleted_at: datetime | None
+    family: list[str] | None = None
+    """The scopes that share their people with this channel's; read only where messages are received."""
 
     @property
-    def identity_scope(self) -> str:
-        """Where a BSUID that comes by this channel means one person: the portfolio, or the WABA while that is unknown."""
-        return self.portfolio_id or self.waba_id
+    def identity_scopes(self) -> tuple[str, ...]:
+        """Where a BSUID that comes by this channel means one person."""
+        return identity_scopes(self.waba_id, self.portfolio_id, self.family)
 
     def public(self, *, verify_token: str | None = None) -> PublicChannel:
         """Without credentials. The verify token is shown with one channel, not in lists: a person has to copy it into
@@ -100,6 +106,13 @@ class Channel(Struct, frozen=True, kw_only=True):
         if verify_token is not None:
             shown["verify_token"] = verify_token
         return shown
+
+
+def identity_scopes(waba_id: str, portfolio_id: str | None, family: Iterable[str] | None) -> tuple[str, ...]:
+    """The current scope (the portfolio, or the WABA while that is unknown), the WABA, and those used before."""
+    if portfolio_id is None and not family:
+        return (waba_id,)
+    return tuple(dict.fromkeys((portfolio_id or waba_id, waba_id, *(family or ()))))
 
 
 class ChannelDraft(Struct, kw_only=True, forbid_unknown_fields=True):
@@ -172,8 +185,9 @@ def new_sandbox_channel(project_id: str, at: datetime) -> NewChannel:
 
 
 async def create_channel(tx: Tx, new: NewChannel, *, keyring: Keyring, actor: str, at: datetime) -> None:
-    """Safe to repeat. Raises errors.NumberTaken when the number belongs to a channel of any project."""
+    """Safe to repeat. Raises errors.NumberTaken when the number belongs to a channel of any project, InvalidRequest."""
     channel = new.channel
+    await _share_scopes(tx, channel, [channel.portfolio_id])
     inserted = await tx.row(
         sql.insert_channel,
         channel.id,
@@ -249,6 +263,8 @@ async def update_channel(
         return old, credentials
     new = msgspec.structs.replace(old, **given)
     credentials = msgspec.structs.replace(credentials, **secret)
+    if new.portfolio_id != old.portfolio_id:
+        await _share_scopes(tx, new, [old.portfolio_id, new.portfolio_id])
     await tx.run(
         sql.update_channel,
         project_id,
@@ -278,6 +294,28 @@ async def delete_channel(tx: Tx, project_id: str, channel_id: str, *, actor: str
     if row is None:
         raise errors.NotFound
     return Channel(**row)
+
+
+async def _share_scopes(tx: Tx, channel: Channel, portfolios: Iterable[str | None]) -> None:
+    """Keeps that a channel's WABA and these portfolios name the same people, as do all that one of them shared them with.
+
+    Scopes are only ever added: identifiers are stored under them, and must be found whatever a channel's portfolio says
+    today. Raises errors.InvalidRequest when there would be too many.
+    """
+    used = list(dict.fromkeys([channel.waba_id, *(one for one in portfolios if one is not None)]))
+    await tx.run(sql.lock_scopes, channel.project_id)
+    rows = await tx.rows(sql.families, channel.project_id, used)
+    known = [row["family"] for row in rows]
+    family = list(dict.fromkeys(scope for one in [*known, used] for scope in one))
+    if known and all(len(one) == len(family) for one in known) and len(known) == len(used):
+        return
+    if len(family) > MOST_SCOPES:
+        raise errors.InvalidRequest(
+            f"The numbers of this WhatsApp Business Account have belonged to too many portfolios: at most"
+            f" {MOST_SCOPES - 1} are kept apart. Check portfolio_id.",
+            param="portfolio_id",
+        )
+    await tx.rows_each(sql.share_scopes, [(channel.project_id, scope, family) for scope in family])
 
 
 _CREDENTIALS = ("app_secrets", "verify_token", "access_token")

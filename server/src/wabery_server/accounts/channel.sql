@@ -28,6 +28,18 @@ where project_id = $1 and id = $2 and deleted_at is not null;
 -- name: lock_channel
 select id from channels where project_id = $1 and id = $2 for update;
 
+-- name: lock_scopes
+-- One change of a project's scopes at a time. Inserts that refer to the project go on.
+select id from projects where id = $1 for no key update;
+
+-- name: families
+select scope, family from identity_scopes where project_id = $1 and scope = any($2::text[]);
+
+-- name: share_scopes
+insert into identity_scopes (project_id, scope, family)
+values ($1, $2, $3)
+on conflict (project_id, scope) do update set family = excluded.family;
+
 -- name: credentials
 select credentials, secret_version from channels where project_id = $1 and id = $2 and deleted_at is null;
 

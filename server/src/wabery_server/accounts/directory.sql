@@ -8,9 +8,10 @@ order by id;
 -- name: any_channels_by_number
 -- Not by project: the number is what names the project.
 select c.id, c.project_id, c.provider, c.name, c.phone_number_id, c.display_phone_number, c.waba_id, c.portfolio_id,
-    c.sandbox, c.created_at, c.deleted_at, c.credentials, c.secret_version
+    c.sandbox, c.created_at, c.deleted_at, c.credentials, c.secret_version, s.family
 from (values ($1::text, $2::text)) w (provider, phone_number_id)
-join channels c on c.provider = w.provider and c.phone_number_id = w.phone_number_id and c.deleted_at is null;
+join channels c on c.provider = w.provider and c.phone_number_id = w.phone_number_id and c.deleted_at is null
+left join identity_scopes s on s.project_id = c.project_id and s.scope = c.waba_id;
 
 -- name: any_credentials
 -- Not by project: what comes to the shared webhook URL may be for any of them.

@@ -163,7 +163,7 @@ async def _kept(call: Call, item: Inbound) -> Received:
 
 def _sender_key(item: Inbound) -> Hashable:
     sender = item.sender
-    return sender.identifiers[0] if sender else item.channel.project_id
+    return sender.names[0] if sender else item.channel.project_id
 
 
 def _taken(counts: dict[str, int]) -> Answer:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from wabery_server import accounts, main, whatsapp
+from wabery_server import accounts, contacts, main, whatsapp
 from wabery_server.accounts import Channel, Project
 from wabery_server.cli import FAILED, load
 from wabery_server.cli import run as run_loop
@@ -23,6 +23,8 @@ from wabery_server.whatsapp import State
 _PATIENCE = aiohttp.ClientTimeout(total=5)
 _LOW_DISK = 1024**3
 _SKEW_SECONDS = 30
+_SHOWN = 10
+"""Examples of one finding."""
 
 
 class Check(NamedTuple):
@@ -157,6 +159,18 @@ async def _project(installation: Opened, project: Project, settings: Settings) -
                 "warning",
                 "browsers may register references that nobody has linked yet, of any customer",
                 "Mint on your server, or set unsigned_references to refuse.",
+            )
+        )
+    doubled = await database.run(lambda tx: contacts.duplicates(tx, project.id, _SHOWN + 1))
+    if doubled:
+        more = " and more" if len(doubled) > _SHOWN else ""
+        pairs = ", ".join(f"{one} and {other}" for one, other in doubled[:_SHOWN])
+        checks.append(
+            Check(
+                name,
+                "warning",
+                f"each of these pairs of contacts is one person, linked twice: {pairs}{more}",
+                "The person belongs to one of the two references. Once the other link has ended, the contacts become one.",
             )
         )
     checks.append(_webhook(name, endpoint, project, settings))

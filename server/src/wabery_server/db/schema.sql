@@ -87,6 +87,15 @@ create table channels (
 create unique index channels_by_number on channels (provider, phone_number_id) where deleted_at is null;
 create index channels_by_project on channels (project_id, id);
 
+-- Where a BSUID means one person in a project: each WABA and portfolio that its channels have ever used, with all those
+-- that share their people with it, itself included. Rows are only added to.
+create table identity_scopes (
+    project_id  text collate "C" not null references projects (id),
+    scope       text collate "C" not null,
+    family      text[] not null,
+    primary key (project_id, scope)
+);
+
 create table webhook_endpoints (
     id               text collate "C" primary key,
     project_id       text collate "C" not null references projects (id),
@@ -154,7 +163,8 @@ create table registration_intents (
     check ((status = 'PENDING') = (ended_at is null)),
     check ((status = 'REJECTED') = (rejection_reason is not null)),
     check ((status = 'JOINED') = (joined_at is not null)),
-    check (status <> 'JOINED' or (contact_id is not null and message_id is not null))
+    check (status <> 'JOINED' or (contact_id is not null and message_id is not null)),
+    constraint registration_intents_in_order check (ended_at >= created_at and joined_at >= created_at)
 );
 create index registration_intents_by_reference on registration_intents (project_id, customer_reference, id);
 create index registration_intents_by_contact on registration_intents (project_id, contact_id, id)
@@ -170,8 +180,11 @@ create table contacts (
     country       text,                                     -- two letters
     created_at    timestamptz not null,
     merged_into   text collate "C",
+    latest_at     timestamptz,                              -- latest participant.* event that no active link tells
+    duplicate_of  text collate "C",                         -- the same person, but both are linked
     primary key (project_id, id)
 );
+create index contacts_duplicates on contacts (project_id, id) where duplicate_of is not null;
 
 create table identifiers (
     project_id     text collate "C" not null,
@@ -208,9 +221,11 @@ create table links (
     end_reason              text check (end_reason in
                                 ('unlinked_by_app', 'unlinked_by_customer', 'disowned', 'replaced', 'erased')),
     primary key (project_id, id),
-    check ((ended_at is null) = (end_reason is null))
+    check ((ended_at is null) = (end_reason is null)),
+    constraint links_in_order check (ended_at >= created_at)
 );
 create unique index links_by_reference on links (project_id, customer_reference) where ended_at is null;
+create index links_ended on links (project_id, customer_reference, ended_at) where ended_at is not null;
 create index links_by_contact on links (project_id, contact_id) where ended_at is null;
 
 -- Every inbound message, once. With a token it is an attempt, and `attempt` says what became of it.

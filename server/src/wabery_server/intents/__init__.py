@@ -44,7 +44,17 @@ from wabery_server.intents.intent import (
     wa_link,
 )
 from wabery_server.intents.mint import MAX_PENDING, Mint, Minted, mint, plain
-from wabery_server.intents.redeem import Arrival, Openings, Redeemed, Verdict, judge, lock, redeem
+from wabery_server.intents.redeem import (
+    Arrival,
+    Openings,
+    Redeemed,
+    Verdict,
+    judge,
+    lock,
+    redeem,
+    scopes,
+    yielding,
+)
 
 __all__ = [
     "MAX_PENDING",
@@ -79,6 +89,8 @@ __all__ = [
     "reject",
     "retire_channel",
     "revoke_key",
+    "scopes",
     "shown",
     "wa_link",
+    "yielding",
 ]

@@ -76,7 +76,9 @@ async def reject(
 ) -> None:
     """Ends locked pending intents without a message, and says so in an event."""
     for intent in pending:
-        intent.status, intent.ended_at, intent.rejection_reason = Status.REJECTED, at, reason
+        # The clock of the server that minted it may be ahead of ours.
+        intent.ended_at = max(at, intent.created_at)
+        intent.status, intent.rejection_reason = Status.REJECTED, reason
     await settle(tx, [settled_columns(intent) for intent in pending])
     events = [tell.rejected(intent, at, projects[intent.project_id]) for intent in pending]
     await outbox.record(tx, events, projects)

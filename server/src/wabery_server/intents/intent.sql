@@ -46,16 +46,18 @@ where i.project_id = $1 and i.id = $2
 for update of i;
 
 -- name: lock_by_token, hot
--- In the order of the rows that are asked for, each with the active link of its reference. The link may have changed while
--- the lock was waited for: whoever writes upon it is told by its unique index, or by the row that is not there any more.
+-- In the order of the rows that are asked for, each with the active link of its reference and the scopes of its channel's
+-- identities. The link may have changed while the lock was waited for: a write that relies on it fails on its unique index,
+-- or finds the row no longer active.
 select i.*
 from (values ($1::text, $2::bytea)) w (project_id, token_hash)
 cross join lateral (
-    select {columns}, i.token_hash, k.revoked_at, c.deleted_at, l.link_id, l.link_contact_id,
+    select {columns}, i.token_hash, k.revoked_at, c.deleted_at, c.waba_id, c.portfolio_id, s.family, l.link_id, l.link_contact_id,
         l.link_registration_intent_id, l.link_reference_trust, l.link_metadata, l.link_created_at
     from registration_intents i
     left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
     left join channels c on c.project_id = i.project_id and c.id = i.channel_id
+    left join identity_scopes s on s.project_id = i.project_id and s.scope = c.waba_id
     left join lateral (
         select l.id as link_id, l.contact_id as link_contact_id,
             l.registration_intent_id as link_registration_intent_id, l.reference_trust as link_reference_trust, l.metadata as link_metadata, l.created_at as link_created_at
@@ -67,13 +69,17 @@ cross join lateral (
 
 -- name: settle, hot
 -- Decides every race: only one transaction finds the row still pending. It says so with `not in`: where few intents are
--- pending, the planner would read all of them for each row that it could look up by its key.
+-- pending, the planner would read all of them for each row that it could look up by its key. A join is refused when a link
+-- of its reference ended later than the join's moment; the join's own link keeps others from adding one.
 update registration_intents i
 set status = w.status, ended_at = w.ended_at, rejection_reason = w.rejection_reason, contact_id = w.contact_id,
     message_id = w.message_id, joined_at = w.joined_at, already_linked = w.already_linked
 from (values ($1::text, $2::text, $3::text, $4::timestamptz, $5::text, $6::text, $7::text, $8::timestamptz, $9::boolean))
     w (project_id, id, status, ended_at, rejection_reason, contact_id, message_id, joined_at, already_linked)
-where i.project_id = w.project_id and i.id = w.id and i.status not in ('JOINED', 'REJECTED', 'EXPIRED');
+where i.project_id = w.project_id and i.id = w.id and i.status not in ('JOINED', 'REJECTED', 'EXPIRED')
+  and (w.joined_at is null or not exists (
+      select from links l
+      where l.project_id = i.project_id and l.customer_reference = i.customer_reference and l.ended_at > w.joined_at));
 
 -- name: listed
 select {columns}

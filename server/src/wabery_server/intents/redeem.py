@@ -1,6 +1,6 @@
 """Redeeming: what a message with a token does to the intent it names."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import NamedTuple
 
@@ -8,8 +8,8 @@ import msgspec
 from msgspec import Struct
 
 from wabery_server import contacts, ids, outbox
-from wabery_server.accounts import Project
-from wabery_server.contacts import Contact, EndReason, Link
+from wabery_server.accounts import Project, identity_scopes
+from wabery_server.contacts import Acquaintance, Contact, EndReason, Key, Link
 from wabery_server.db import Tx
 from wabery_server.intents import tell
 from wabery_server.intents.intent import (
@@ -75,16 +75,18 @@ def judge(
     key_revoked: bool,
     channel_deleted: bool,
     grace: timedelta,
+    used_by: str | None = None,
 ) -> Verdict:
     """What this message does to this intent. Pure; the first rule that applies wins.
 
-    `of_contact` are the contact's active links, `of_reference` the active link of the intent's reference.
+    `of_contact` are the contact's active links, `of_reference` the active link of the intent's reference. `used_by` is
+    the contact that the intent was settled with, under its id of today; None: the intent's own `contact_id`.
     """
     contact_id = arrival.contact.id
     if intent.channel_id != arrival.channel_id:
         return Verdict(Attempt.WRONG_CHANNEL)
     if intent.status == Status.JOINED:
-        if intent.contact_id == contact_id:
+        if contact_id == (used_by or intent.contact_id):
             return Verdict(Attempt.ALREADY_USED_SAME_SENDER)
         return Verdict(Attempt.ALREADY_USED_OTHER_SENDER, reuse=True)
     if intent.status == Status.REJECTED:
@@ -143,6 +145,8 @@ class Opened(NamedTuple):
     channel_deleted: bool
     linked: Link | None
     """The active link of its reference."""
+    scopes: tuple[str, ...]
+    """Of its channel's identities, as they are in this transaction."""
 
 
 Openings = Mapping[tuple[str, str], Opened]
@@ -162,15 +166,39 @@ async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
             row["revoked_at"] is not None,
             row["deleted_at"] is not None,
             contacts.read_link(row, "link_") if row["link_id"] else None,
+            identity_scopes(row["waba_id"], row["portfolio_id"], row["family"]) if row["waba_id"] else (),
         )
         for row in await tx.rows_each(sql.lock_by_token, sorted(by_hash))
     }
+
+
+def yielding(openings: Openings) -> set[Key]:
+    """The contacts whose links may end when these intents are redeemed: they have to be locked with the senders."""
+    return {
+        (link.project_id, link.contact_id)
+        for one in openings.values()
+        if one.intent.status == Status.PENDING and (link := one.linked) is not None
+    }
+
+
+def scopes(openings: Openings, project_id: str, channel_id: str, found: Found) -> tuple[str, ...]:
+    """Of the identities of this channel, as the transaction reads them; empty when no intent of the channel is meant.
+
+    What a process remembers of a channel may be two seconds old. A join must not be: with an old list of scopes a
+    person could be linked a second time, as somebody new.
+    """
+    for token in found.candidates:
+        opening = openings.get((project_id, token))
+        if opening is not None and opening.intent.channel_id == channel_id:
+            return opening.scopes
+    return ()
 
 
 async def redeem(
     tx: Tx,
     arrivals: Sequence[Arrival],
     openings: Openings,
+    others: Mapping[Key, Contact],
     *,
     projects: Mapping[str, Project],
     grace: timedelta,
@@ -178,71 +206,105 @@ async def redeem(
     """Settles the intents whose tokens arrived; one result per arrival, in order.
 
     None: another arrival of this call concerns the same reference, contact or link; this one must come again in a later
-    call. No two arrivals may share a token.
+    call. No two arrivals may share a token. `others` are the `yielding` contacts, locked.
 
-    1. The intents are locked (`lock`), then the contacts (`contacts.meet`); links are guarded by a unique index.
+    1. The intents are locked (`lock`), then the contacts (`contacts.meet`); links are guarded by a unique index and by
+       the locks of their contacts.
     2. `judge` decides.
-    3. Links that yield are ended, the new ones written, the intents settled where they are still pending.
-    4. Every change leaves its event.
+    3. A join gets its moment: never before an earlier change of the same contacts or the same reference.
+    4. Links that yield are ended, the new ones written, the intents settled where they are still pending.
+    5. Every change leaves its event.
     """
     chosen = [_choose(arrival, openings, grace) for arrival in arrivals]
     references: dict[tuple[str, str], int] = {}
+    people = {one.contact.key for one in arrivals if not one.contact.fresh}
+    used: set[Key] = set()
     for number, one in enumerate(chosen):
-        if isinstance(one, Opened) and one.intent.status == Status.PENDING:
-            references.setdefault((one.intent.project_id, one.intent.customer_reference), number)
-    people = {(one.project_id, one.contact.id) for one in arrivals if not one.contact.fresh}
-    of_contact: dict[tuple[str, str], list[Link]] = {}
+        if not isinstance(one, Opened):
+            continue
+        intent = one.intent
+        if intent.status == Status.PENDING:
+            references.setdefault((intent.project_id, intent.customer_reference), number)
+            if one.linked is not None:
+                people.add((one.linked.project_id, one.linked.contact_id))
+        elif intent.contact_id not in (None, arrivals[number].contact.id):
+            used.add((intent.project_id, intent.contact_id))
+    of_contact: dict[Key, list[Link]] = {}
     for link in await contacts.active_links(tx, people) if references else ():
         of_contact.setdefault((link.project_id, link.contact_id), []).append(link)
-    busy: set[tuple[str, str]] = set()
-    yielded: set[str] = set()
-    work = _Settling()
+    today = await contacts.today(tx, used) if used else {}
+    # Only a moment that turned out to be too early makes `settle` fail and this run again.
+    ended_at = await contacts.ended_at(tx, references) if tx.again and references else {}
+    busy: set[Key] = set()
+    work = _Settling(others)
     results: list[Redeemed | None] = []
     for number, (arrival, one) in enumerate(zip(arrivals, chosen, strict=True)):
         if isinstance(one, Attempt):
             results.append(Redeemed(one, None))
             continue
         intent = one.intent
-        person = (arrival.project_id, arrival.contact.id)
+        reference = (intent.project_id, intent.customer_reference)
+        user = today.get((intent.project_id, intent.contact_id or ""))
         verdict = judge(
             intent,
             arrival,
-            of_contact=of_contact.get(person, ()),
+            of_contact=of_contact.get(arrival.contact.key, ()),
             of_reference=one.linked,
             project=projects[intent.project_id],
             key_revoked=one.key_revoked,
             channel_deleted=one.channel_deleted,
             grace=grace,
+            used_by=user.id if user else intent.contact_id,
         )
-        ended = {link.id for link in verdict.ended}
-        if (
-            references.get((intent.project_id, intent.customer_reference), number) != number
-            or person in busy
-            or not yielded.isdisjoint(ended)
-        ):
+        concerned = {arrival.contact.key, *((link.project_id, link.contact_id) for link in verdict.ended)}
+        if references.get(reference, number) != number or not busy.isdisjoint(concerned):
             results.append(None)
             continue
-        busy.add(person)
-        yielded |= ended
-        work.add(intent, arrival, verdict, projects[intent.project_id])
+        busy |= concerned
+        at = max(arrival.received_at, intent.created_at)
+        if verdict.status == Status.JOINED:
+            latest = _latest(arrival.contact, one.linked, others, of_contact)
+            at = contacts.moment(clock=at, latest=[*latest, ended_at.get(reference)])
+        work.add(intent, arrival, verdict, projects[intent.project_id], at)
         results.append(Redeemed(verdict.attempt, intent.id))
     await work.write(tx, projects)
     return results
 
 
+def _latest(
+    contact: Contact,
+    linked: Link | None,
+    others: Mapping[Key, Contact],
+    of_contact: Mapping[Key, Sequence[Link]],
+) -> Iterator[datetime | None]:
+    """The moments of what happened to a contact, and to the one that its reference is linked to."""
+    people = [contact]
+    if linked is not None and (other := others.get((linked.project_id, linked.contact_id))) is not None:
+        people.append(other)
+    for one in people:
+        yield one.latest_at
+        for link in of_contact.get(one.key, ()):
+            yield link.created_at
+
+
 class _Settling:
     """What a redemption writes, gathered so that each table is written once."""
 
-    def __init__(self) -> None:
+    def __init__(self, others: Mapping[Key, Contact]) -> None:
+        self.people = dict(others)
         self.settled: list[tuple[object, ...]] = []
         self.links: list[Link] = []
         self.refreshed: list[Link] = []
         self.ended: list[tuple[Link, datetime]] = []
+        self.advanced: dict[Key, datetime] = {}
         self.events: list[Event] = []
 
-    def add(self, intent: Intent, arrival: Arrival, verdict: Verdict, project: Project) -> None:
-        at = arrival.received_at
-        self.ended += [(old, at) for old in verdict.ended]
+    def add(self, intent: Intent, arrival: Arrival, verdict: Verdict, project: Project, at: datetime) -> None:
+        contact = arrival.contact
+        for old in verdict.ended:
+            self.ended.append((old, at))
+            self.advanced[old.project_id, old.contact_id] = at
+        self.people[contact.key] = contact
         if verdict.reuse:
             self.events.append(tell.token_reuse(intent, arrival))
         if verdict.status is None:
@@ -251,13 +313,15 @@ class _Settling:
         intent.status = verdict.status
         intent.ended_at = at
         intent.rejection_reason = verdict.reason
-        intent.contact_id = arrival.contact.id
+        intent.contact_id = contact.id
         intent.message_id = arrival.message_id
         intent.already_linked = verdict.already_linked
         if verdict.status == Status.JOINED:
             intent.joined_at = at
-            if not verdict.already_linked:
-                self.links.append(_new_link(intent, arrival))
+            if verdict.already_linked:
+                self.advanced[contact.key] = at
+            else:
+                self.links.append(_new_link(intent, arrival, at))
             if verdict.refreshed is not None:
                 self.refreshed.append(
                     msgspec.structs.replace(
@@ -274,11 +338,24 @@ class _Settling:
 
     async def write(self, tx: Tx, projects: Mapping[str, Project]) -> None:
         if self.ended:
-            self.events[:0] = await _replaced(tx, self.ended)
+            self.events[:0] = await self._replaced(tx)
         await contacts.link(tx, self.links)
         await contacts.refresh(tx, self.refreshed)
+        await contacts.advance(tx, self.advanced)
         await settle(tx, self.settled)
         await outbox.record(tx, self.events, projects)
+
+    async def _replaced(self, tx: Tx) -> list[Event]:
+        """Ends the links that yield, and tells of each; their people may not be the ones who wrote."""
+        events = []
+        whose = {(link.project_id, link.contact_id) for link, _ in self.ended}
+        newest = await contacts.conversations(tx, whose)
+        for link, at in sorted(self.ended, key=lambda pair: pair[0].id):
+            await contacts.end(tx, [link], EndReason.REPLACED, at)
+            key = (link.project_id, link.contact_id)
+            person = Acquaintance(self.people[key], *newest.get(key, (None, None)))
+            events.append(tell.unlinked(link, EndReason.REPLACED, at, person))
+        return events
 
 
 def _choose(arrival: Arrival, openings: Openings, grace: timedelta) -> Opened | Attempt:
@@ -300,24 +377,14 @@ def _choose(arrival: Arrival, openings: Openings, grace: timedelta) -> Opened | 
     return alive[0] if len(alive) == 1 else Attempt.AMBIGUOUS_TOKEN
 
 
-async def _replaced(tx: Tx, ended: Sequence[tuple[Link, datetime]]) -> list[Event]:
-    """Ends the links that yield, and tells of each; their people may not be the ones who wrote."""
-    events = []
-    people = await contacts.known(tx, {(link.project_id, link.contact_id) for link, _ in ended})
-    for link, at in sorted(ended, key=lambda pair: pair[0].id):
-        await contacts.end(tx, [link], EndReason.REPLACED, at)
-        events.append(tell.unlinked(link, EndReason.REPLACED, at, people[link.project_id, link.contact_id]))
-    return events
-
-
-def _new_link(intent: Intent, arrival: Arrival) -> Link:
+def _new_link(intent: Intent, arrival: Arrival, at: datetime) -> Link:
     return Link(
         project_id=intent.project_id,
-        id=ids.new("link", arrival.received_at),
+        id=ids.new("link", at),
         contact_id=arrival.contact.id,
         customer_reference=intent.customer_reference,
         registration_intent_id=intent.id,
         reference_trust=intent.reference_trust,
         metadata=intent.metadata,
-        created_at=arrival.received_at,
+        created_at=at,
     )
