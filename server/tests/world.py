@@ -1,6 +1,6 @@
 """The world that tests play in: a running server, its tenants, and the people who write to them."""
 
-import asyncio
+import socket
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -9,21 +9,20 @@ from typing import Any, NamedTuple
 
 import aiohttp
 import msgspec
-import uvicorn
 
 from wabery_server import accounts
 from wabery_server.accounts import Channel, Directory, Project
-from wabery_server.api.app import application
+from wabery_server.api.app import application, edge_refusals
 from wabery_server.api.routes import OPERATIONS
 from wabery_server.api.service import Service
 from wabery_server.clock import MovableClock
 from wabery_server.contacts import Identity
 from wabery_server.db import Database, Tx
 from wabery_server.db.signals import Signals
-from wabery_server.main import http_config
 from wabery_server.phone import payloads
 from wabery_server.secrets import Keyring
 from wabery_server.settings import Settings
+from wabery_server.web import Bounds, Server
 
 INTENTS = "/v1/registration-intents"
 ANA = Identity(bsuid="US.8120001", phone="12125550123", profile_name="Ana")
@@ -45,7 +44,8 @@ class Tenant:
 class App:
     """A running server on a loopback socket, and how the world reaches it."""
 
-    def __init__(self, service: Service, base_url: str, web: aiohttp.ClientSession) -> None:
+    def __init__(self, service: Service, base_url: str, web: aiohttp.ClientSession, server: Server) -> None:
+        self.server = server
         self.service = service
         self.base_url = base_url
         self.web = web
@@ -132,7 +132,12 @@ class Reply(NamedTuple):
 
 @asynccontextmanager
 async def serving(
-    settings: Settings, database: Database, keyring: Keyring, clock: MovableClock, signals: Signals
+    settings: Settings,
+    database: Database,
+    keyring: Keyring,
+    clock: MovableClock,
+    signals: Signals,
+    bounds: Bounds | None = None,
 ) -> AsyncIterator[App]:
     """A server on a free port; a test may run several on one database."""
     async with (
@@ -142,20 +147,19 @@ async def serving(
         service = Service(
             settings, database=database, keyring=keyring, clock=clock, signals=signals, directory=directory
         )
-        config = http_config(application(service, OPERATIONS, []))
-        server = uvicorn.Server(config)
-        server.config.load()
-        listener = await asyncio.get_running_loop().create_server(
-            lambda: config.http_protocol_class(config=config, server_state=server.server_state, app_state={}),
-            "127.0.0.1",
-            0,
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = Server(
+            application(service, OPERATIONS, []),
+            refuse=edge_refusals(settings),
+            trusted=settings.trusted_proxies,
+            bounds=bounds,
         )
-        port = listener.sockets[0].getsockname()[1]
-        yield App(service, f"http://127.0.0.1:{port}", web)
-        await service.drain()
-        listener.close()
-        for connection in list(server.server_state.connections):
-            connection.shutdown()
+        await server.start([listening])
+        try:
+            yield App(service, f"http://127.0.0.1:{listening.getsockname()[1]}", web, server)
+        finally:
+            await service.drain()
+            await server.drain(seconds=1.0)
 
 
 async def tenant(app: App, name: str, **policy: object) -> Tenant:

@@ -109,11 +109,19 @@ class PayloadTooLarge(WaberyError):
 
 
 class HeadersTooLarge(WaberyError):
-    """The request's headers take more than 32 KiB."""
+    """The request's line and headers take more than 32 KiB."""
 
     code, status = "headers_too_large", 431
-    message = "The request's headers may take 32768 bytes."
+    message = "The request's line and headers exceed the 32,768-byte limit."
     hint = "Leave out cookies and other headers that are not meant for this server."
+
+
+class RequestTimeout(WaberyError):
+    """The request did not arrive in time: its headers within 10 seconds, or the next part of its body within 30."""
+
+    code, status = "request_timeout", 408
+    message = "The request did not arrive in time."
+    hint = "Send it again on a new connection."
 
 
 # 401: who are you

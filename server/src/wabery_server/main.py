@@ -14,14 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import asyncpg
-import uvicorn
 from starlette.routing import BaseRoute
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from wabery_server import accounts, logs, secrets
 from wabery_server.accounts import Directory
-from wabery_server.api.app import application
+from wabery_server.api.app import application, edge_refusals
 from wabery_server.api.routes import OPERATIONS
 from wabery_server.api.service import Service
 from wabery_server.clock import Clock, SystemClock
@@ -31,13 +29,13 @@ from wabery_server.db.migrate import MigrationError, migrate, pending
 from wabery_server.db.signals import Signals
 from wabery_server.secrets import BadSecret, Keyring, Subkeys
 from wabery_server.settings import Settings
+from wabery_server.web import BACKLOG, Server, raise_descriptor_limit
 from wabery_server.webhooks import Poster, policy
 from wabery_server.worker import Worker
 
 _WATCH_SECONDS = 0.2
 _FAILURE_PAUSE_SECONDS = 1.0
 _DRAIN_SECONDS = 20.0
-_BACKLOG = 2048
 _SECRET = "secret.key"
 
 
@@ -214,6 +212,7 @@ async def serve(
 ) -> None:
     """Serves until SIGTERM or SIGINT: then takes nothing new, answers what it has, and stops. Raises CannotStart."""
     settings = made.settings
+    raise_descriptor_limit()
     own = sockets or [listening(settings.host, settings.port)]
     async with AsyncExitStack() as stack:
         running = await stack.enter_async_context(service(made, installation, extra))
@@ -223,13 +222,18 @@ async def serve(
             worker = asyncio.create_task(_work(made, installation, running.service.signals))
             stack.push_async_callback(_stopped, worker)
         app = wrap(running.app) if wrap else running.app
-        server = _Server(http_config(app))
+        server = Server(app, refuse=edge_refusals(settings), trusted=settings.trusted_proxies)
         loop = asyncio.get_running_loop()
+
+        def stop() -> None:
+            """A second signal does not wait for requests under way."""
+            running.service.stop_waiting()
+            server.stop()
+
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, server.stop, running.service)
+            loop.add_signal_handler(number, stop)
         quicken_gc()
-        server.when_started = (lambda: on_ready(running.service)) if on_ready else None
-        await server.serve(own)
+        await server.serve(own, on_ready=(lambda: on_ready(running.service)) if on_ready else None)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(running.service.drain(), _DRAIN_SECONDS)
 
@@ -294,7 +298,7 @@ def listening(host: str, port: int) -> socket.socket:
         raise CannotStart(
             f"Cannot listen on {host}:{port}: {failure.strerror}. Choose another WABERY_PORT."
         ) from failure
-    made.listen(_BACKLOG)
+    made.listen(BACKLOG)
     return made
 
 
@@ -326,87 +330,6 @@ async def _stopped(task: "asyncio.Task[object]") -> None:
     task.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await task
-
-
-class _Server(uvicorn.Server):
-    when_started: Callable[[], None] | None = None
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if self.when_started is not None:
-            self.when_started()
-
-    @contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """The caller has its own handlers, and its own things to close afterwards."""
-        yield
-
-    def stop(self, stopping: Service) -> None:
-        stopping.draining = True
-        stopping.watch.wake_all()
-        if self.should_exit:
-            self.force_exit = True
-        self.should_exit = True
-
-
-class _Protocol(HttpToolsProtocol):
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]  # as uvicorn has it
-        super().connection_made(_Gathering(transport, self.loop))
-
-
-class _Gathering(asyncio.Transport):
-    """A transport whose writes of one turn of the loop, the head and the body of an answer, are one system call."""
-
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._written: list[bytes] = []
-
-    def get_extra_info(self, name: str, default: object = None) -> object:
-        return self._transport.get_extra_info(name, default)
-
-    def is_closing(self) -> bool:
-        return self._transport.is_closing()
-
-    def pause_reading(self) -> None:
-        self._transport.pause_reading()
-
-    def resume_reading(self) -> None:
-        self._transport.resume_reading()
-
-    def write(self, data: bytes) -> None:  # type: ignore[override]  # uvicorn writes bytes
-        if not self._written:
-            self._loop.call_soon(self._flush)
-        self._written.append(data)
-
-    def close(self) -> None:
-        self._flush()
-        self._transport.close()
-
-    def abort(self) -> None:
-        self._transport.abort()
-
-    def _flush(self) -> None:
-        if self._written:
-            self._transport.write(b"".join(self._written))
-            self._written.clear()
-
-
-def http_config(app: ASGIApp) -> uvicorn.Config:
-    """How the application is served."""
-    return uvicorn.Config(
-        app,
-        http=_Protocol,
-        ws="none",
-        lifespan="off",
-        access_log=False,
-        log_config=None,
-        server_header=False,
-        proxy_headers=False,
-        timeout_keep_alive=75,
-        timeout_graceful_shutdown=int(_DRAIN_SECONDS),
-        backlog=_BACKLOG,
-    )
 
 
 def _own_secret(directory: Path) -> str:

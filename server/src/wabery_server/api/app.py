@@ -8,18 +8,15 @@ for its Idempotency-Key.
 import asyncio
 import contextlib
 import hashlib
-import ipaddress
 import logging
 import math
 import re
 import time
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
-from itertools import chain
 from typing import NamedTuple
 
 import msgspec
-from starlette.datastructures import QueryParams
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -31,14 +28,16 @@ from wabery_server.api.service import Service
 from wabery_server.db import Conflict, Tx
 from wabery_server.idempotency import Key, Stored
 from wabery_server.settings import Settings
+from wabery_server.web import Refusal, client_address
+from wabery_server.web.address import Network
 
 VERSION = "2026-11-23"
 """`Wabery-Version`: every handler of this build answers with it."""
 
 PUBLISHABLE_KEY = "x-wabery-publishable-key"
 CLIENT_SECRET = "x-wabery-client-secret"
-MAX_HEADERS = 32_768
 _PUBLISHABLE_KEY = PUBLISHABLE_KEY.encode()
+_CREDENTIALS = (b"authorization", _PUBLISHABLE_KEY, CLIENT_SECRET.encode())
 _EXPOSED = (
     "Retry-After, RateLimit, RateLimit-Policy, ETag, Idempotency-Replayed, Wabery-Version, Wabery-Request-Id"
 )
@@ -53,6 +52,8 @@ Preparer = Callable[[Call], Awaitable[Write]]
 _encode = msgspec.json.Encoder().encode
 _VERSION_HEADER = (b"wabery-version", VERSION.encode())
 _PARAMETER = re.compile(r"\{(\w+)\}")
+_CODING = re.compile(rb"([a-z*-]+)[ \t]*(?:;[ \t]*q=([0-9.]*))?")
+_ENTITY_TAG = re.compile(rb'(?:W/)?("[^"]*")')
 _NO_STORE = (b"cache-control", b"no-store")
 _JSON = (b"content-type", b"application/json")
 
@@ -158,11 +159,10 @@ class Resource:
                     )
                 raise _unserved(self._methods, out)
             out.append(_VERSION_HEADER)
-            if sum(map(len, chain.from_iterable(scope["headers"]))) > MAX_HEADERS:
-                raise errors.HeadersTooLarge
-            body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
             if not operation.open:
                 who = await identify(self._service, headers, operation, out)
+            # Only now: a caller without a key does not make the server read, or keep, a body.
+            body = await _body(receive, headers, operation.max_body or self._service.settings.max_body)
             if "\0" in scope["path"]:
                 raise errors.NotFound  # no id of ours holds one, and PostgreSQL's text cannot
             call = Call(
@@ -171,12 +171,12 @@ class Resource:
                 method=method,
                 path=scope["path"],
                 params=scope.get("path_params", {}),
-                query=dict(QueryParams(scope["query_string"])) if scope["query_string"] else {},
+                query_string=scope["query_string"],
                 headers=headers,
                 body=body,
                 receive=receive,
                 request_id=request_id,
-                ip=client_ip(scope, headers, self._trusted),
+                ip=_client_ip(scope, headers, self._trusted),
                 out=out,
             )
             if scope["query_string"] and not operation.open:
@@ -206,9 +206,12 @@ async def identify(
 ) -> Caller:
     """Whose key this is, and whether this call, from this place, is open to it.
 
-    Raises errors.MissingApiKey, InvalidApiKey, KeyExpired, SecretKeyInBrowser, OriginRequired, OriginNotAllowed,
-    InsufficientScope, RateLimited.
+    Raises errors.InvalidRequest, MissingApiKey, InvalidApiKey, KeyExpired, SecretKeyInBrowser, OriginRequired,
+    OriginNotAllowed, InsufficientScope, RateLimited.
     """
+    # A proxy may read the first of two keys and this server the last.
+    if (twice := headers.repeated(_CREDENTIALS)) is not None:
+        raise errors.InvalidRequest(f"There is more than one {twice} header.", hint="Send one key.")
     authorization = headers.get(b"authorization")
     publishable = headers.get(_PUBLISHABLE_KEY)
     origin = headers.get(b"origin")
@@ -276,26 +279,25 @@ def refused(
     return Answer(_encode({name: value for name, value in body.items() if value is not None}), refusal.status)
 
 
-def client_ip(scope: Scope, headers: Headers, trusted: tuple[object, ...]) -> str:
+def edge_refusals(settings: Settings) -> Refusal:
+    """How the HTTP server answers what never reaches a resource, such as a head that is too large."""
+
+    def refuse(refusal: errors.WaberyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
+        request_id = ids.new("req", datetime.now(UTC))
+        out = [(b"wabery-request-id", request_id.encode()), _VERSION_HEADER]
+        answer = refused(refusal, request_id, out, settings)
+        return answer.status, [*out, _NO_STORE, _JSON], answer.body
+
+    return refuse
+
+
+def _client_ip(scope: Scope, headers: Headers, trusted: tuple[Network, ...]) -> str:
     """The caller's address: the peer, or the last one that no trusted proxy vouches for."""
     peer = scope["client"][0] if scope.get("client") else ""
     if not trusted:
         return peer
-    hops = [hop.strip() for hop in (headers.get(b"x-forwarded-for") or "").split(",") if hop.strip()]
-    for hop in (peer, *reversed(hops)):
-        try:
-            address = plain_address(hop)
-        except ValueError:
-            return peer
-        if not any(address in network for network in trusted):  # type: ignore[operator]  # Settings.trusted_proxies
-            return hop
-    return peer
-
-
-def plain_address(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """An address as such; an IPv4 one that came over an IPv6 socket is an IPv4 one. Raises ValueError."""
-    address = ipaddress.ip_address(text)
-    return (address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address
+    forwarded = b",".join(headers.all(b"x-forwarded-for")).decode("latin-1")
+    return client_address(peer, forwarded, trusted)
 
 
 async def _run(operation: Operation, call: Call) -> Answer:
@@ -383,15 +385,13 @@ async def respond(
 ) -> None:
     """Sends an answer; one that is a stream ends early when `receive` says that its reader has gone."""
     headers = [*out, *answer.headers, _NO_STORE]
-    if answer.stream is None:
-        headers.append((b"content-length", b"%d" % len(answer.body)))
     if answer.body and not (answer.headers and any(name == b"content-type" for name, _ in answer.headers)):
         headers.append(_JSON)
     with contextlib.suppress(OSError):
         await send({"type": "http.response.start", "status": answer.status, "headers": headers})
         if answer.stream is not None and receive is not None and method != "HEAD":
             await _send_parts(send, answer.stream, receive)
-        await send({"type": "http.response.body", "body": b"" if method == "HEAD" else answer.body})
+        await send({"type": "http.response.body", "body": answer.body})
 
 
 async def _send_parts(send: Send, stream: Stream, receive: Receive) -> None:
@@ -415,6 +415,26 @@ async def _send_parts(send: Send, stream: Stream, receive: Receive) -> None:
 
 def etag(body: bytes) -> bytes:
     return b'"' + hashlib.blake2b(body, digest_size=9).hexdigest().encode() + b'"'
+
+
+def takes_gzip(headers: Headers) -> bool:
+    """Whether the caller's `Accept-Encoding` allows gzip (RFC 9110, 12.5.3)."""
+    given = b",".join(headers.all(b"accept-encoding")).lower()
+    weights = dict(_CODING.findall(given))
+    weight = weights.get(b"gzip", weights.get(b"*"))
+    return weight is not None and (weight == b"" or weight.strip(b"0.") != b"")
+
+
+def not_modified(headers: Headers, tag: bytes) -> bool:
+    """Whether the caller already has this version: `If-None-Match` may be `*` or a list, and tags are compared weakly.
+
+    (RFC 9110, 13.1.2 and 8.8.3.2.)
+    """
+    given = headers.all(b"if-none-match")
+    if not given:
+        return False
+    whole = b",".join(given)
+    return whole.strip() == b"*" or tag.removeprefix(b"W/") in _ENTITY_TAG.findall(whole)
 
 
 def _unserved(methods: Mapping[str, Operation], out: list[tuple[bytes, bytes]]) -> errors.WaberyError:

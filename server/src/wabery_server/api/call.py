@@ -1,9 +1,10 @@
 """One request as a handler sees it, and its answer."""
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
 import msgspec
 from starlette.types import Receive
@@ -20,6 +21,7 @@ T = TypeVar("T")
 
 DEFAULT_PAGE = 10
 MAX_PAGE = 100
+MAX_PARAMETERS = 64
 
 _decoders: dict[type, msgspec.json.Decoder[object]] = {}
 _encode = msgspec.json.Encoder().encode
@@ -60,7 +62,7 @@ class Headers:
 
     __slots__ = ("_last", "_raw")
 
-    def __init__(self, raw: Iterable[tuple[bytes, bytes]]) -> None:
+    def __init__(self, raw: Sequence[tuple[bytes, bytes]]) -> None:
         self._raw = raw
         self._last = dict(raw)
 
@@ -69,13 +71,20 @@ class Headers:
         return None if value is None else value.decode("latin-1")
 
     def all(self, name: bytes) -> list[bytes]:
-        return [value for given, value in self._raw if given == name]
+        return [value for given, value in self._raw if given == name] if name in self._last else []
+
+    def repeated(self, names: Iterable[bytes]) -> str | None:
+        """The first of these headers that came more than once."""
+        if len(self._last) == len(self._raw):
+            return None
+        return next((name.decode() for name in names if len(self.all(name)) > 1), None)
 
 
 class Call:
     """A request whose caller is known, whose size is checked and whose limits allow it."""
 
     __slots__ = (
+        "_query",
         "after",
         "body",
         "headers",
@@ -84,7 +93,7 @@ class Call:
         "out",
         "params",
         "path",
-        "query",
+        "query_string",
         "receive",
         "request_id",
         "service",
@@ -99,7 +108,7 @@ class Call:
         method: str,
         path: str,
         params: Mapping[str, str],
-        query: Mapping[str, str],
+        query_string: bytes,
         headers: Headers,
         body: bytes,
         receive: Receive,
@@ -112,7 +121,8 @@ class Call:
         self.method = method
         self.path = path
         self.params = params
-        self.query = query
+        self.query_string = query_string
+        self._query: Mapping[str, str] | None = None
         self.headers = headers
         self.body = body
         self.receive = receive
@@ -126,6 +136,17 @@ class Call:
     def caller(self) -> Caller:
         assert self.who is not None, "this route takes no key"
         return self.who
+
+    @property
+    def query(self) -> Mapping[str, str]:
+        """The query's parameters; of one that comes twice the last counts. Raises errors.InvalidRequest."""
+        if self._query is None:
+            text = self.query_string.decode("latin-1")
+            try:
+                self._query = dict(parse_qsl(text, keep_blank_values=True, max_num_fields=MAX_PARAMETERS))
+            except ValueError:
+                raise errors.InvalidRequest(f"The query has more than {MAX_PARAMETERS} parameters.") from None
+        return self._query
 
     def after_commit(self, tell: Callable[[], None]) -> None:
         """Runs `tell` when the transaction of this write has been committed."""

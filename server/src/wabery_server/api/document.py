@@ -6,6 +6,7 @@ explained stops the generator, so that nothing is served undocumented.
 
 import asyncio
 import functools
+import gzip
 import inspect
 import json
 import re
@@ -18,7 +19,15 @@ from wabery_server import errors, webhooks
 from wabery_server.accounts import Scope
 from wabery_server.api import api_keys, channels, error_pages, events, examples, health, inbound, projects
 from wabery_server.api import registration_intents as intents
-from wabery_server.api.app import CLIENT_SECRET, PUBLISHABLE_KEY, VERSION, Operation
+from wabery_server.api.app import (
+    CLIENT_SECRET,
+    PUBLISHABLE_KEY,
+    VERSION,
+    Operation,
+    etag,
+    not_modified,
+    takes_gzip,
+)
 from wabery_server.api.call import DEFAULT_PAGE, MAX_PAGE, Answer, Call
 from wabery_server.api.docstrings import explanations
 from wabery_server.api.event_types import PAYLOADS
@@ -50,10 +59,42 @@ class More(NamedTuple):
     """What the answer is; anything but JSON is described by the handler's own words."""
 
 
-async def openapi(_call: Call) -> Answer:
+async def openapi(call: Call) -> Answer:
     """This document."""
-    text = await asyncio.to_thread(document)
-    return Answer(text.encode())
+    served = await asyncio.to_thread(_served) if not _served.cache_info().currsize else _served()
+    version = served.packed if takes_gzip(call.headers) else served.plain
+    if not_modified(call.headers, version.tag):
+        return Answer(b"", 304, version.headers)
+    return Answer(version.body, 200, version.headers)
+
+
+class _Version(NamedTuple):
+    """The document in one encoding."""
+
+    body: bytes
+    tag: bytes
+    headers: tuple[tuple[bytes, bytes], ...]
+
+
+class _Served(NamedTuple):
+    plain: _Version
+    packed: _Version
+
+
+@functools.cache
+def _served() -> _Served:
+    """Encoded and compressed once: many clients may ask for it at once, and it takes some 10 ms."""
+    body = document().encode()
+    varies = (b"vary", b"Accept-Encoding")
+    plain, packed = etag(body), etag(b"gzip" + body)
+    return _Served(
+        _Version(body, plain, ((b"etag", plain), varies)),
+        _Version(
+            gzip.compress(body, 9, mtime=0),
+            packed,
+            ((b"etag", packed), varies, (b"content-encoding", b"gzip")),
+        ),
+    )
 
 
 @functools.cache
@@ -69,9 +110,10 @@ def refusals(operation: Operation) -> list[type[WaberyError]]:
     """What a call may be refused with, in the catalogue's order."""
     more = _MORE.get(operation.handler, More())
     found = {errors.HeadersTooLarge, errors.PayloadTooLarge, errors.InternalError, *more.refusals}
+    found |= {errors.InvalidRequest, errors.RequestTimeout, errors.Unavailable}  # the HTTP server's own
     if not operation.open:
-        found |= {errors.InvalidRequest, errors.MissingApiKey, errors.InvalidApiKey, errors.KeyExpired}
-        found |= {errors.InsufficientScope, errors.SecretKeyInBrowser, errors.RateLimited, errors.Unavailable}
+        found |= {errors.MissingApiKey, errors.InvalidApiKey, errors.KeyExpired}
+        found |= {errors.InsufficientScope, errors.SecretKeyInBrowser, errors.RateLimited}
     if operation.publishable:
         found |= {errors.OriginNotAllowed, errors.OriginRequired}
     if _takes_client_secret(operation):
@@ -179,10 +221,10 @@ _MORE: Mapping[object, More] = {
     api_keys.rotate: More(refusals=(errors.KeyRevoked,), may_be_empty=True),
     channels.check: More(limited=True, reads=True),
     channels.create: More(refusals=(errors.NumberTaken,)),
+    openapi: More(tagged=True),
     error_pages.show: More(media="text/markdown"),
-    health.ready: More(refusals=(errors.Unavailable,)),
     inbound.receive: More(
-        refusals=(errors.InvalidSignature, errors.Unavailable),
+        refusals=(errors.InvalidSignature,),
         parameters=[
             {
                 "name": "X-Hub-Signature-256",
@@ -195,9 +237,8 @@ _MORE: Mapping[object, More] = {
         body={"type": "object", "description": "A webhook of Meta's WhatsApp Cloud API, as Meta sends it."},
     ),
     inbound.handshake: More(
-        refusals=(errors.InvalidVerifyToken, errors.Unavailable),
+        refusals=(errors.InvalidVerifyToken,),
         media="text/plain",
-        headers=("X-Content-Type-Options",),
         parameters=[
             {"name": name, "in": "query", "required": True, "schema": {"type": "string"}, "description": what}
             for name, what in (
@@ -241,7 +282,7 @@ _QUERY: Mapping[str, tuple[Json, str]] = {
     "created_before": ({"type": "string", "format": "date-time"}, "Created before."),
 }
 
-_ALWAYS = ("Wabery-Version", "Wabery-Request-Id", "Cache-Control")
+_ALWAYS = ("Wabery-Version", "Wabery-Request-Id", "Cache-Control", "X-Content-Type-Options")
 _LIMIT = ("RateLimit-Policy", "RateLimit")
 
 _HEADERS: Mapping[str, tuple[Json, str]] = {
@@ -264,7 +305,7 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
     "X-Accel-Buffering": ({"type": "string", "enum": ["no"]}, "Asks a proxy to pass on every part at once."),
     "X-Content-Type-Options": (
         {"type": "string", "enum": ["nosniff"]},
-        "The challenge is text, whatever it looks like.",
+        "The answer is what its content type says.",
     ),
     "Idempotency-Replayed": (
         {"type": "string", "enum": ["true"]},
@@ -456,7 +497,7 @@ def _answers(operation: Operation, types: Schemas) -> Json:
         next_page = {"query.cursor": "$response.body#/next_cursor"}
         done["links"] = {"next": {"operationId": _operation_id(operation), "parameters": next_page}}
     if more.tagged:
-        unchanged = {"description": "What you have is what there is.", "headers": _headers(names)}
+        unchanged = {"description": "Not modified.", "headers": _headers(names)}
         answers["304"] = unchanged
     return answers
 

@@ -34,8 +34,7 @@ async def handshake(call: Call) -> Answer:
     challenge = PROVIDERS[_META].handshake(call.query, verify_tokens)
     if challenge is None:
         raise errors.InvalidVerifyToken(param="hub.verify_token")
-    plain = ((b"content-type", b"text/plain; charset=utf-8"), (b"x-content-type-options", b"nosniff"))
-    return Answer(challenge.encode(), 200, plain)
+    return Answer(challenge.encode(), 200, ((b"content-type", b"text/plain; charset=utf-8"),))
 
 
 async def receive(call: Call) -> Answer:

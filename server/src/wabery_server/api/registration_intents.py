@@ -12,7 +12,7 @@ from msgspec import UNSET
 
 from wabery_server import contacts, errors, idempotency, ids, intents
 from wabery_server.accounts import Caller, Project, Scope
-from wabery_server.api.app import CLIENT_SECRET, etag, plain_address
+from wabery_server.api.app import CLIENT_SECRET, etag, not_modified
 from wabery_server.api.call import Answer, Call, Stream, Write, decode, gone
 from wabery_server.api.intent_types import (
     LANGUAGE_TAG,
@@ -27,6 +27,7 @@ from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
 from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, Trust, View
 from wabery_server.outbox import EventType
+from wabery_server.web import network_of
 
 MAX_METADATA = 16_384
 MAX_DEPTH = 5
@@ -51,7 +52,7 @@ async def create(call: Call) -> Answer:
     trust = _trust(call)
     if trust is Trust.UNVERIFIED:
         call.limit(service.per_publishable_key.take(caller.key.id))
-        call.limit(service.per_ip.take(_network(call.ip)))
+        call.limit(service.per_ip.take(network_of(call.ip)))
     reference = (caller.project.id, wanted.customer_reference, trust)
     allowance = service.per_reference.take(reference)
     if key is not None and (not allowance.allowed or wanted.include):  # what is drawn is not drawn twice
@@ -128,7 +129,7 @@ async def get(call: Call) -> Answer:
     intent = await (_waited(call, intent_id, wait) if wait else _found(call, intent_id))
     body = _encode(await _shown_to(call, intent, view, include))
     tag = etag(body)
-    if (call.headers.get(b"if-none-match") or "").encode("latin-1") == tag:
+    if not_modified(call.headers, tag):
         return Answer(b"", 304, ((b"etag", tag),))
     return Answer(body, 200, ((b"etag", tag),))
 
@@ -453,12 +454,3 @@ def _shallow(value: object, depth: int) -> bool:
 def _lifetime(caller: Caller) -> int:
     project: Project = caller.project
     return project.secret_expires_in if caller.trusted else project.publishable_expires_in
-
-
-def _network(ip: str) -> str:
-    """One IPv4 address, or the /64 that one IPv6 household has, however it is spelled."""
-    try:
-        address = plain_address(ip)
-    except ValueError:
-        return ip
-    return str(address) if address.version == 4 else f"{int(address) >> 64:x}::/64"

@@ -78,10 +78,14 @@ class Service:
         self.channel_checks = Limit("channel_check", settings.channel_checks_per_minute, 60)
         self.bad_tokens = Limit("bad_tokens", settings.bad_tokens_per_sender, 600)
 
-    async def drain(self) -> None:
-        """Answers what has been accepted; for the end of the process."""
+    def stop_waiting(self) -> None:
+        """The process is about to stop: those who wait for a change are answered now, and readiness fails."""
         self.draining = True
         self.watch.wake_all()
+
+    async def drain(self) -> None:
+        """Answers what has been accepted; for the end of the process."""
+        self.stop_waiting()
         await asyncio.gather(self.minting.drain(), self.reading.drain(), self.receiving.drain())
 
     async def find(self, project_id: str, intent_id: str) -> Intent | None:

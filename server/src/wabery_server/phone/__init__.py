@@ -191,7 +191,6 @@ def _page(channel: Channel) -> Response:
             ),
             "Cache-Control": "no-store",
             "Referrer-Policy": "no-referrer",
-            "X-Content-Type-Options": "nosniff",
         },
     )
 
