@@ -18,7 +18,7 @@ import uvloop
 from run import Bench, cpu_of
 from starlette.types import Message, Receive
 
-from wabery_server import inbox, intents, logs
+from wabery_server import inbox, logs, tokens
 from wabery_server.accounts import Directory
 from wabery_server.api.app import application
 from wabery_server.api.routes import OPERATIONS
@@ -144,7 +144,7 @@ class Joins(Bench):
         now = datetime.now(UTC)
         tenant = self.tenants[number % len(self.tenants)]
         (message,) = PROVIDERS["meta"].parse(body, now).changes[0].messages
-        return Inbound(tenant.channel, tenant.project, message, intents.find_tokens(message.texts), now)
+        return Inbound(tenant.channel, tenant.project, message, tokens.find(message.texts), now)
 
 
 async def _by_statement(tx: Tx) -> list[tuple[str, float]]:

@@ -1,7 +1,9 @@
 """Measures mint, poll, inbound join and delivery beside the limit on the same PostgreSQL, in one run.
 
-    make bench                 three interleaved rounds; writes bench/results/
+    make bench                                                   three interleaved rounds; writes bench/results/
     make bench ARGS="--rounds 1 --seconds 3 --connections 32"
+    make bench ARGS="--rounds 2 --seconds 60"                    what a minute of load brings
+    make bench ARGS="--workers 2"                                with two serving processes
 
 Everything is on this machine: the server with its embedded, durable PostgreSQL, the load generator (wrk, from Debian)
 and the receiver. The limit is pgbench, from the same wheel as the database: the same statement, the same table and
@@ -25,7 +27,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
@@ -34,18 +36,21 @@ from pathlib import Path
 import asyncpg
 import msgspec
 
-from wabery_server import accounts, ids, intents
+from wabery_server import accounts, ids, inbox, intents, tokens
 from wabery_server.accounts import KeyDraft, ProjectChanges, ProjectDraft
 from wabery_server.contacts import Identity
-from wabery_server.db import Database, Source, Tx
+from wabery_server.db import LANE, Database, Row, Source, Tx
 from wabery_server.db.embedded import Embedded
+from wabery_server.db.queries import for_rows
 from wabery_server.db.statistics import gather
 from wabery_server.idempotency import Stored
+from wabery_server.inbox import Inbound
 from wabery_server.intents import Intent, Mint, Status, Trust
 from wabery_server.intents.intent import sql as intent_sql
 from wabery_server.intents.mint import MAX_PENDING
 from wabery_server.phone import payloads
-from wabery_server.secrets import Keyring, Subkeys
+from wabery_server.secrets import Keyring, Subkeys, hash_token
+from wabery_server.whatsapp import PROVIDERS
 
 HERE = Path(__file__).parent
 LIFTED = {
@@ -62,6 +67,8 @@ LIFTED = {
 TENANTS = 100
 POLLED = 100_000
 PATIENCE_SECONDS = 120
+JOINS_PER_SECOND = 5_000
+"""More live tokens than a run can use up."""
 
 
 def for_pgbench(statement: str, random: str, *values: str) -> str:
@@ -99,6 +106,53 @@ SELECT = for_pgbench(
 )
 
 
+class Recording(Tx):
+    """Runs statements, and keeps each as it was sent with its values."""
+
+    __slots__ = ("sent",)
+
+    def __init__(self, tx: Tx) -> None:
+        super().__init__(tx._connection)
+        self.sent: list[tuple[str, list[object]]] = []
+
+    async def rows(self, sql: str, *values: object) -> list[Row]:
+        self.sent.append((sql, [*values]))
+        return await super().rows(sql, *values)
+
+    async def row(self, sql: str, *values: object) -> Row | None:
+        self.sent.append((sql, [*values]))
+        return await super().row(sql, *values)
+
+    async def run(self, sql: str, *values: object) -> None:
+        self.sent.append((sql, [*values]))
+        await super().run(sql, *values)
+
+    async def rows_each(self, sql: str, many: Sequence[Sequence[object]]) -> list[Row]:
+        self.sent += [(for_rows(sql, 1), [*values]) for values in many]
+        return await super().rows_each(sql, many)
+
+    async def count_each(self, sql: str, many: Sequence[Sequence[object]]) -> int:
+        self.sent += [(for_rows(sql, 1), [*values]) for values in many]
+        return await super().count_each(sql, many)
+
+
+def as_sql(value: object, replaced: dict[object, str]) -> str:
+    """A value as an expression. What differs from join to join is made from the number n."""
+    if isinstance(value, str | bytes) and value in replaced:
+        return replaced[value]
+    if isinstance(value, str) and re.fullmatch(r"(contact|conv|msg|evt|link|dlv)_[0-9a-z]{26}", value):
+        return f"'{value.partition('_')[0]}_' || lpad(:n::text, 26, '0')"
+    if isinstance(value, datetime):
+        return "now()"
+    if isinstance(value, bytes):
+        return f"'\\x{value.hex()}'::bytea"
+    if isinstance(value, str):
+        return "'" + value.replace("'", "''") + "'"
+    if isinstance(value, list | tuple):
+        return f"array[{', '.join(as_sql(one, replaced) for one in value)}]::text[]"
+    return "null" if value is None else str(value).lower()
+
+
 @dataclass
 class Tenant:
     project: accounts.Project
@@ -129,6 +183,8 @@ class Bench:
         self.folder = folder
         self.seconds: int = arguments.seconds
         self.connections: int = arguments.connections
+        self.workers: int = arguments.workers
+        self._joins = ""
         self.figures: dict[str, Figure] = {}
         self.facts: dict[str, object] = {}
         self.tenants: list[Tenant] = []
@@ -140,6 +196,7 @@ class Bench:
             try:
                 asyncio.run(self._prepare())
                 self._warm_up(server)
+                self.facts["api processes after the warm-up, MB"] = round(server.memory() / 1e6, 1)
                 for _ in range(rounds):
                     self._round(server)
             finally:
@@ -166,9 +223,12 @@ class Bench:
         self._mint(server, "mint, Idempotency-Key", 1, idempotent=True)
         self._pgbench("limit: select, pgbench", SELECT)
         self._poll(server)
+        first = asyncio.run(self._prepare_joins())
+        joined = self._pgbench("limit: join, pgbench", self._joins, in_order=True)
+        asyncio.run(self._must_have_joined(first, joined))
         self._inbound(server)
         self._deliver()
-        self.facts["api process, MB"] = round(server.memory() / 1e6, 1)
+        self.facts["api processes at the end, MB"] = round(server.memory() / 1e6, 1)
 
     def _mint(self, server: "Server", name: str, projects: int, *, idempotent: bool = False) -> None:
         keys = self.folder / f"keys-{projects}.txt"
@@ -181,7 +241,7 @@ class Bench:
 
     def _inbound(self, server: "Server") -> None:
         """As many live tokens, each from a person of its own, as the run can use up."""
-        wanted = self.seconds * 16_000
+        wanted = self.seconds * JOINS_PER_SECOND
         path = self.folder / "inbound.txt"
         asyncio.run(self.write_webhooks(path, wanted))
         self._wrk(server, "inbound join", "inbound.lua", str(path))
@@ -276,6 +336,93 @@ class Bench:
                 signature = hmac.new(tenant.app_secret, body, hashlib.sha256).hexdigest()
                 file.write(f"sha256={signature}\t{body.decode()}\n")
 
+    async def _must_have_joined(self, first: int, wanted: int) -> None:
+        """A script that joins nothing would be a fast one."""
+        last = first + self.seconds * JOINS_PER_SECOND
+        async with self.database() as database:
+            (row,) = await database.run(
+                lambda tx: tx.rows(
+                    "select count(*) as joined from registration_intents i "
+                    "join links l on l.project_id = i.project_id and l.registration_intent_id = i.id "
+                    "where i.project_id = $1 and i.id between $2 and $3 and i.status = 'JOINED'",
+                    self.tenants[0].project.id,
+                    f"reg_{first:026}",
+                    f"reg_{last:026}",
+                )
+            )
+        if row["joined"] < wanted:
+            raise SystemExit(f"pgbench ran {wanted} transactions, which joined {row['joined']} intents")
+
+    async def _prepare_joins(self) -> int:
+        """Writes the statements of one join as pgbench runs them, and the intents that it is to join.
+
+        Returns the number before the first of these intents.
+        """
+        tenant, now = self.tenants[0], datetime.now(UTC)
+        mint = self._new_mint(tenant, f"pgbench-join-{self._number}")
+        body = payloads.meta_text(
+            phone_number_id=tenant.channel.phone_number_id,
+            display_phone_number=tenant.channel.display_phone_number,
+            waba_id=tenant.channel.waba_id,
+            text=f"Connect my account: {mint.token}",
+            sender=Identity(bsuid=f"DE.8{self._number}", phone=f"488{self._number}", profile_name="Bench"),
+            message_id=f"wamid.pgbench{self._number}",
+            at=now,
+        )
+        (message,) = PROVIDERS["meta"].parse(body, now).changes[0].messages
+        item = Inbound(tenant.channel, tenant.project, message, tokens.find(message.texts), now)
+        sent: list[tuple[str, list[object]]] = []
+
+        async def join(tx: Tx) -> None:
+            recording = Recording(tx)
+            await inbox.receive(recording, [item], grace=timedelta(minutes=5))
+            sent[:] = recording.sent
+
+        self._number += 1
+        first = self._number * 10_000_000
+        async with self.database() as database:
+            await self._insert(database, [mint])
+            await database.run(join)
+            wanted = self.seconds * JOINS_PER_SECOND // self.connections
+            await self._insert_numbered(database, first, wanted)
+        hashed = hash_token(mint.token)
+        replaced: dict[object, str] = {
+            mint.intent.id: "'reg_' || lpad(:n::text, 26, '0')",
+            hashed: "sha256(int8send(:n::bigint))",
+            mint.intent.customer_reference: "'pgbench-join-' || :n::text",
+            message.provider_message_id: "'wamid.pgbench' || :n::text",
+            f"DE.8{self._number - 1}": "'DE.8' || :n::text",
+            f"488{self._number - 1}": "'488' || :n::text",
+        }
+        statements = [
+            re.sub(
+                r"\$(\d+)", lambda found, v=values: f"({as_sql(v[int(found[1]) - 1], replaced)})", statement
+            )  # type: ignore[misc]
+            for statement, values in sent
+        ]
+        number = f"\\set k :k + 1\n\\set n {first} + :client_id * {wanted} + :k\n"
+        self._joins = (
+            number + "begin;\n" + "".join(f"{one.strip().rstrip(';')};\n" for one in statements) + "commit;\n"
+        )
+        return first
+
+    async def _insert_numbered(self, database: Database, first: int, wanted: int) -> None:
+        made = []
+        for number in range(first + 1, first + wanted * self.connections + 1):
+            mint = self._new_mint(self.tenants[0], f"pgbench-join-{number}")
+            mint.intent.id = f"reg_{number:026}"
+            made.append(mint)
+        await self._insert(database, made)
+        await database.run(
+            lambda tx: tx.run(
+                "update registration_intents set token_hash = sha256(int8send(right(id, 26)::bigint)) "
+                "where project_id = $1 and id between $2 and $3",
+                self.tenants[0].project.id,
+                made[0].intent.id,
+                made[-1].intent.id,
+            )
+        )
+
     def _deliver(self) -> None:
         """A backlog of events to one endpoint, from the worker's start to the last distinct event at the receiver."""
         wanted = self.seconds * 4_000
@@ -365,11 +512,16 @@ class Bench:
         figure.refused += result["refused"] + result["broken"]
         say(f"{name:28} {figure.rates[-1]:9,.0f}/s  p50 {result['p50']:6.2f}  p99 {result['p99']:6.2f}")
 
-    def _pgbench(self, name: str, statement: str) -> None:
+    def _pgbench(self, name: str, statement: str, *, in_order: bool = False) -> int:
+        """Returns the number of transactions. `in_order`: the script counts for each client in k, from 0."""
         script = self.folder / "pgbench.sql"
         script.write_text(statement)
         address = self.embedded.address
-        environ = {"PATH": os.environ["PATH"], "PGPASSWORD": address.password or ""}
+        environ = {
+            "PATH": os.environ["PATH"],
+            "PGPASSWORD": address.password or "",
+            "PGOPTIONS": " ".join(f"-c {name}={value}" for name, value in LANE.items()),
+        }
         tenant = self.tenants[0]
         command = [str(self.embedded.bin / "pgbench"), "-h", address.host, "-p", str(address.port)]
         command += ["-U", address.user, "-n", "-M", "prepared", "-c", str(self.connections), "-j", "1"]
@@ -381,6 +533,8 @@ class Bench:
             "-D",
             f"key={tenant.key_id}",
         ]
+        if in_order:
+            command += ["-D", "k=0"]
         command += [
             "-D",
             f"channel={tenant.channel.id}",
@@ -396,6 +550,8 @@ class Bench:
         rate = next(float(line.split()[2]) for line in done.stdout.splitlines() if line.startswith("tps = "))
         self.figures.setdefault(name, Figure(name)).rates.append(rate)
         say(f"{name:28} {rate:9,.0f}/s")
+        (count,) = re.findall(r"transactions actually processed: (\d+)", done.stdout)
+        return int(count)
 
     def database(self) -> Database:
         return Database(Source(parts=self.embedded.address.dsn_kwargs()), pool_size=1)
@@ -407,12 +563,16 @@ class Bench:
     @contextlib.contextmanager
     def _server(self) -> Iterator["Server"]:
         began = time.monotonic()
-        with self.process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
+        with self.process(
+            "serve", WABERY_PORT="8499", WABERY_DELIVER="false", WABERY_WORKERS=str(self.workers)
+        ) as server:
             server.url = "http://127.0.0.1:8499"
             server.wait()
             self.facts["ready, cold (with initdb), s"] = round(time.monotonic() - began, 2)
         began = time.monotonic()
-        with self.process("serve", WABERY_PORT="8499", WABERY_DELIVER="false") as server:
+        with self.process(
+            "serve", WABERY_PORT="8499", WABERY_DELIVER="false", WABERY_WORKERS=str(self.workers)
+        ) as server:
             server.url = "http://127.0.0.1:8499"
             server.wait()
             self.facts["ready, warm, s"] = round(time.monotonic() - began, 2)
@@ -427,7 +587,7 @@ class Bench:
         arguments = [sys.executable, "-m", "wabery_server", command]
         with log, subprocess.Popen(arguments, env=environ, stderr=log) as process:
             try:
-                yield Server(process)
+                yield Server(process, self.workers if command == "serve" else 1)
             finally:
                 process.send_signal(signal.SIGTERM)
                 process.wait(30)
@@ -447,8 +607,9 @@ class Bench:
 class Server:
     """A process of ours, and what the kernel says of it."""
 
-    def __init__(self, process: "subprocess.Popen[bytes]") -> None:
+    def __init__(self, process: "subprocess.Popen[bytes]", workers: int = 1) -> None:
         self._process = process
+        self._workers = workers
         self.url = ""
 
     def wait(self) -> None:
@@ -464,13 +625,19 @@ class Server:
             raise SystemExit(f"the process ended: {log.read_text()[-2000:]}")
 
     def cpu(self) -> float:
-        """Seconds of user and system time so far."""
-        return cpu_of(self._process.pid)
+        """Seconds of user and system time so far, of the process or of its serving children."""
+        return sum(cpu_of(pid) for pid in self._serving())
 
     def memory(self) -> int:
-        """Bytes of resident memory."""
-        pages = int(Path(f"/proc/{self._process.pid}/statm").read_text().split()[1])
+        """Bytes of resident memory, of the process or of its serving children."""
+        pages = sum(int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self._serving())
         return pages * os.sysconf("SC_PAGE_SIZE")
+
+    def _serving(self) -> list[int]:
+        if self._workers == 1:
+            return [self._process.pid]
+        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children").read_text().split()
+        return [int(pid) for pid in children if b"wabery_server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
 
 def cpu_of(process: int) -> float:
@@ -487,7 +654,11 @@ def received(url: str) -> int:
 def table(bench: Bench) -> str:
     """The results as Markdown, with what they are to be compared with."""
     lines = ["| | median/s | best/s | of pgbench | p50 ms | p99 ms | CPU us | refused |", "|-|-|-|-|-|-|-|-|"]
-    limits = {"mint": "limit: insert, pgbench", "poll": "limit: select, pgbench"}
+    limits = {
+        "mint": "limit: insert, pgbench",
+        "poll": "limit: select, pgbench",
+        "inbound join": "limit: join, pgbench",
+    }
     for figure in bench.figures.values():
         limit = bench.figures.get(limits.get(figure.name.split(",")[0], ""))
         median = statistics.median(figure.rates)
@@ -541,6 +712,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3, choices=range(1, 11))
     parser.add_argument("--seconds", type=int, default=8, choices=range(1, 61), help="of each measurement")
     parser.add_argument("--connections", type=int, default=32, choices=range(1, 513))
+    parser.add_argument("--workers", type=int, default=1, choices=range(1, 9), help="serving processes")
     parser.add_argument("--write", action="store_true", help="write the table to bench/results/")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:
@@ -551,6 +723,7 @@ def main() -> None:
         bench.run(arguments.rounds)
     facts = before | bench.facts
     what = f"{arguments.rounds} rounds of {arguments.seconds} s, {arguments.connections} connections"
+    what += f", {arguments.workers} workers" if arguments.workers > 1 else ""
     text = "\n".join(
         [
             f"# {datetime.now(UTC):%Y-%m-%d}: {what}",
@@ -563,7 +736,10 @@ def main() -> None:
     print(text)
     if arguments.write:
         (HERE / "results").mkdir(exist_ok=True)
-        path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-c{arguments.connections}.md"
+        how = f"c{arguments.connections}"
+        how += f"-{arguments.seconds}s" if arguments.seconds >= 30 else ""
+        how += f"-w{arguments.workers}" if arguments.workers > 1 else ""
+        path = HERE / "results" / f"{datetime.now(UTC):%Y-%m-%d}-{how}.md"
         path.write_text(text + "\n")
         say(f"written to {path}")
 
