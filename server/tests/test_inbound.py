@@ -355,7 +355,7 @@ async def test_a_message_that_the_database_refuses_harms_none_of_its_neighbours(
     counts = await app.deliver(acme, body)
 
     (failed,) = [row for row in await rows(app, "messages") if row["kind"] == "unreadable"]
-    assert counts == {"joined": 7, "stored": 1}
+    assert counts == {"joined": 7, "failed": 1}
     assert failed["error"] == "CheckViolationError"
     assert failed["provider_message_id"] == messages[3]["id"]
     assert await app.events(acme.project.id, "message.received") == []
@@ -371,7 +371,7 @@ async def test_when_nothing_can_be_stored_the_provider_is_told_to_come_again(app
     await app.service.database.run(lambda tx: tx.run("alter table elsewhere rename to messages"))
     again = await signed(app, acme, body)
 
-    assert (refused.status, refused.body["error"]) == (500, "internal_error")
+    assert (refused.status, refused.body["error"]) == (503, "unavailable")
     assert still["status"] == "PENDING"
     assert again.body == {"received": {"joined": 1}}
 
@@ -480,12 +480,9 @@ SILENT: dict[str, tuple[Json, str]] = {
     "reaction with text": ({"type": "reaction"}, "reaction"),
     "revoke": ({"type": "revoke", "revoke": {"original_message_id": "{token}"}}, "revoke"),
     "system": ({"type": "system", "system": {"type": "user_changed_number", "body": "{token}"}}, "stored"),
-    "opening the chat": ({"type": "request_welcome"}, "stored"),
+    "opening the chat": ({"type": "request_welcome"}, "passed_on"),
     "a name": ({"type": "contacts", "contacts": [{"name": {"formatted_name": "{token}"}}]}, "passed_on"),
     "a place": ({"type": "location", "location": {"name": "{token}"}}, "passed_on"),
-    "the message it answers": (
-        {"type": "text", "text": {"body": "yes"}, "context": {"id": "{token}"}}, "passed_on"
-    ),
 }  # fmt: skip
 
 
@@ -514,9 +511,10 @@ async def test_these_messages_never_redeem_a_token(app: App, acme: Tenant) -> No
         ("message_echoes", "echo"),
         ("smb_message_echoes", "echo"),
         ("smb_app_state_sync", "contact_book"),
-        ("standby", "standby"),
-        ("something_new", "other_field"),
+        ("messaging_handovers", "messaging_handovers"),
+        ("something_new", "something_new"),
         ("Messages", "other_field"),
+        ("a" * 65, "other_field"),
     ],
 )
 async def test_these_fields_never_redeem_a_token(app: App, acme: Tenant, field: str, reason: str) -> None:
@@ -563,9 +561,14 @@ async def test_what_meta_withholds_is_kept_with_the_reason(app: App, acme: Tenan
     counts = await app.deliver(acme, meta_bodies.envelope(meta_bodies.change(acme.channel, withheld)))
 
     (row,) = await rows(app, "messages")
-    assert counts == {"stored": 1}
+    (event,) = await app.events(acme.project.id)
+    assert counts == {"passed_on": 1}
     assert (row["kind"], row["error"]) == ("unreadable", "131060: WhatsApp withholds the content (text)")
-    assert await app.events(acme.project.id) == []
+    assert (event["payload"]["type"], event["payload"]["text"]) == ("unsupported", None)
+    assert event["payload"]["content"] == {
+        "errors": [{"code": 131060, "title": "…"}],
+        "unsupported": {"type": "text"},
+    }
 
 
 # Tokens that join nobody

@@ -288,7 +288,9 @@ INDEXES = {
     "contacts.sql:end_link": {"links_pkey"},
     "idempotency.sql:insert": {"idempotency_keys_pkey"},
     "idempotency.sql:find": {"idempotency_keys_pkey"},
-    "inbox.sql:seen": {"messages_project_id_channel_id_provider_message_id_key"},
+    "inbox.sql:received_before": {"messages_project_id_channel_id_provider_message_id_key"},
+    "inbox.sql:insert": {"messages_project_id_channel_id_provider_message_id_key"},
+    "inbox.sql:replace": {"messages_pkey"},
     "intents/intent.sql:insert": {"registration_intents_by_reference", "registration_intents_pkey"},
     "intents/intent.sql:find": {"registration_intents_pkey"},
     "intents/intent.sql:lock_by_token": {

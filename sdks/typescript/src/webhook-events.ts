@@ -50,12 +50,48 @@ export interface ParticipantIdentityChangedPayload extends PersonPayload {
   current: Record<string, unknown>;
 }
 
+/** What the person pressed or filled in: a button, a row of a list, a form. */
+export interface MessageReply {
+  id: string | null;
+  title: string | null;
+  payload: string | null;
+  /** A form's answers, as the JSON text that WhatsApp sends. */
+  response: string | null;
+}
+
+/** The file of a message. Download it from Meta by its id. */
+export interface MessageMedia {
+  id: string | null;
+  mime_type: string | null;
+  sha256: string | null;
+  filename: string | null;
+  voice: boolean | null;
+  animated: boolean | null;
+}
+
 export interface MessageReceivedPayload extends PersonPayload {
   agent_id: null;
   message_id: string;
   text: string | null;
+  /** WhatsApp's own word: text, image, interactive, unsupported… */
   type: string;
   sent_at: string;
+  /** WhatsApp's id of the message (`wamid…`). */
+  provider_message_id: string;
+  forwarded: boolean;
+  /** `agent`: Meta's Business Agent holds the conversation. */
+  handled_by: OpenString<"app" | "agent">;
+  reply: MessageReply | null;
+  media: MessageMedia | null;
+  /** The message that this one answers, by WhatsApp's id. */
+  context: { message_id: string } | null;
+  /** The ad or post that led the person here, as WhatsApp describes it. */
+  referral: Record<string, unknown> | null;
+  /** WhatsApp's own object for the message's type, tokens redacted. */
+  content: unknown;
+  content_truncated: boolean;
+  /** The event that announced this message while WhatsApp withheld its content. */
+  replaces_event_id: string | null;
   /** Null while the contact is linked to nobody. */
   customer_reference: string | null;
   contact_reference: string | null;

@@ -28,7 +28,7 @@ class Object:
 
     _objects: ClassVar[dict[str, type[Object]]] = {}
     """Fields whose objects have a class of their own."""
-    _free: ClassVar[frozenset[str]] = frozenset({"metadata", "prefilled_texts"})
+    _free: ClassVar[frozenset[str]] = frozenset({"metadata", "prefilled_texts", "content", "referral"})
     """Fields whose content belongs to the app: plain dicts, untouched."""
     _shown: ClassVar[tuple[str, ...]] = ("id", "status", "phase", "name", "livemode")
 

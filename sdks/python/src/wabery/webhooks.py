@@ -101,16 +101,59 @@ class IdentityChangedPayload(
     current: WhatsAppIdentity
 
 
-class MessagePayload(PersonPayload):
+class MessageReply(Object, shown=("id", "title")):
+    """What the person pressed or filled in: a button, a row of a list, a form."""
+
+    __slots__ = ()
+    id: str | None
+    title: str | None
+    payload: str | None
+    response: str | None
+
+
+class MessageMedia(Object, shown=("id", "mime_type")):
+    """The file of the message. Download it from Meta by its id."""
+
+    __slots__ = ()
+    id: str | None
+    mime_type: str | None
+    sha256: str | None
+    filename: str | None
+    voice: bool | None
+    animated: bool | None
+
+
+class MessageContext(Object, shown=("message_id",)):
+    """The message that this one answers, by WhatsApp's id (`wamid…`)."""
+
+    __slots__ = ()
+    message_id: str
+
+
+class MessagePayload(
+    PersonPayload, nested={"reply": MessageReply, "media": MessageMedia, "context": MessageContext}
+):
+    """`content` is WhatsApp's own object for the message's `type`; null parts are absent from the message."""
+
     __slots__ = ()
     agent_id: None
     message_id: str
     type: str
     text: str | None
     sent_at: datetime
+    provider_message_id: str
     metadata: dict[str, Any] | None
     reference_trust: ReferenceTrust | None
     registration_intent_id: str | None
+    forwarded: bool
+    handled_by: str
+    reply: MessageReply | None
+    media: MessageMedia | None
+    context: MessageContext | None
+    referral: dict[str, Any] | None
+    content: Any
+    content_truncated: bool
+    replaces_event_id: str | None
 
 
 class Attempt(Object, shown=("code",)):

@@ -78,6 +78,7 @@ from wabery_server.accounts.project import (
     update_project,
 )
 from wabery_server.accounts.trail import Entry, audit, audit_trail
+from wabery_server.accounts.unroutable import Unroutable, UnroutableChanges, any_unroutable
 
 __all__ = [
     "PRESETS",
@@ -108,7 +109,10 @@ __all__ = [
     "PublicKey",
     "PublicProject",
     "Scope",
+    "Unroutable",
+    "UnroutableChanges",
     "any_projects",
+    "any_unroutable",
     "audit",
     "audit_trail",
     "bootstrap_dev",

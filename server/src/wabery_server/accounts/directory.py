@@ -105,6 +105,9 @@ class Directory:
         self._named = _Remembered(_together(database, lane, self._read_named), now)
         self._credentials = _Remembered(_together(database, lane, self._read_credentials), now)
         signals.hear(TOPIC, lambda _key: self.forget())
+        self._opened: dict[str, tuple[bytes, Credentials]] = {}
+        """Unsealed credentials by channel, with what was sealed: unsealed again only after a change."""
+        self._turn = 0
         self._uses: dict[tuple[str, str], datetime] = {}
         self._closing = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -169,10 +172,15 @@ class Directory:
         """The event types that some enabled endpoint of the project asks for by name: what is not sent otherwise."""
         return await self._named.ask(project_id) or frozenset()
 
-    async def app_secrets(self) -> list[bytes]:
-        """Every app secret of a Meta channel, once, for bodies that name no number of ours."""
+    async def app_secrets(self, most: int) -> list[bytes]:
+        """App secrets of Meta channels, each once, for bodies that name no number of ours: all, or at most `most`, and
+        then the next ones at each call, so that a repeated request reaches all of them."""
         everyone = await self._credentials.ask("meta") or []
-        return [secret.encode() for secret in dict.fromkeys(s for one in everyone for s in one.app_secrets)]
+        secrets = list(dict.fromkeys(secret for one in everyone for secret in one.app_secrets))
+        if len(secrets) > most:
+            start, self._turn = self._turn % len(secrets), self._turn + most
+            secrets = [*secrets[start:], *secrets[:start]][:most]
+        return [secret.encode() for secret in secrets]
 
     async def verify_tokens(self) -> list[str]:
         """Every verify token of a Meta channel: one webhook URL serves all channels."""
@@ -201,7 +209,7 @@ class Directory:
             values = dict(row)
             sealed, version = values.pop("credentials"), values.pop("secret_version")
             channel = Channel(**values)
-            credentials = open_credentials(channel.id, sealed, version, self._keyring)
+            credentials = self._open(channel.id, sealed, version)
             found[channel.provider, channel.phone_number_id] = Number(
                 channel,
                 owners[channel.project_id],
@@ -219,9 +227,19 @@ class Directory:
     async def _read_credentials(self, tx: Tx, providers: list[str]) -> dict[str, list[Credentials]]:
         found: dict[str, list[Credentials]] = {provider: [] for provider in providers}
         for row in await tx.rows(sql.any_credentials, providers):
-            opened = open_credentials(row["id"], row["credentials"], row["secret_version"], self._keyring)
+            opened = self._open(row["id"], row["credentials"], row["secret_version"])
             found[row["provider"]].append(opened)
         return found
+
+    def _open(self, channel_id: str, sealed: bytes, version: int) -> Credentials:
+        before = self._opened.get(channel_id)
+        if before is not None and before[0] == sealed:
+            return before[1]
+        credentials = open_credentials(channel_id, sealed, version, self._keyring)
+        if len(self._opened) >= REMEMBERED:
+            self._opened.clear()
+        self._opened[channel_id] = (sealed, credentials)
+        return credentials
 
     async def _write_uses_now_and_then(self) -> None:
         closing = False

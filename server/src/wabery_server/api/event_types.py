@@ -7,6 +7,7 @@ from msgspec import Meta
 
 from wabery_server.api.intent_types import RegistrationIntent, WhatsAppIdentity
 from wabery_server.contacts import EndReason
+from wabery_server.inbox import HandledBy
 from wabery_server.intents import Attempt, Trust
 from wabery_server.outbox import EventType
 
@@ -61,10 +62,41 @@ class ParticipantUnlinked(_Person):
     reason: EndReason
 
 
+class Reply(TypedDict):
+    """What a person pressed or filled in."""
+
+    id: str | None
+    """Of the reply button or list row, as it was sent to the person."""
+    title: str | None
+    """The text on the button, row or form."""
+    payload: str | None
+    """Of a template's quick-reply button."""
+    response: str | None
+    """A form's answers, as the JSON text that WhatsApp sends; or the answer to a call permission request."""
+
+
+class Media(TypedDict):
+    """The file of a message. Download it from Meta by its id."""
+
+    id: str | None
+    mime_type: str | None
+    sha256: str | None
+    filename: str | None
+    voice: bool | None
+    """Whether an audio was recorded in WhatsApp."""
+    animated: bool | None
+    """Whether a sticker is animated."""
+
+
+class AnsweredMessage(TypedDict):
+    message_id: str
+    """WhatsApp's id (`wamid…`) of the message that this one answers."""
+
+
 class MessageReceived(_Person):
     agent_id: None
     text: str | None
-    """The first text of the message; null when it has none."""
+    """The first text of the message: what was written, a caption, the title of a button. Null when it has none."""
     message_id: str
     contact_reference: str | None
     """The same value as `customer_reference`."""
@@ -73,11 +105,28 @@ class MessageReceived(_Person):
     metadata: dict[str, object] | None
     """As it was when the link was made."""
     type: str
-    """WhatsApp's own word: text, image, interactive…"""
+    """WhatsApp's own word: text, image, interactive, unsupported… New ones may appear at any time."""
     sent_at: str
+    provider_message_id: str
+    """WhatsApp's id of the message (`wamid…`), for answering it or marking it as read."""
     reference_trust: Trust | None
     registration_intent_id: str | None
     """The one that made the link."""
+    forwarded: bool
+    handled_by: HandledBy
+    """`agent`: Meta's Business Agent holds the conversation. It may answer, and anything you send takes it over."""
+    reply: Reply | None
+    media: Media | None
+    context: AnsweredMessage | None
+    referral: dict[str, object] | None
+    """The ad or post that led the person here, as WhatsApp describes it."""
+    content: object
+    """WhatsApp's own object for this type, as it came, tokens redacted; with `errors` where WhatsApp withholds the message.
+    Null when there is none or `content_truncated` is true."""
+    content_truncated: bool
+    """Whether `content`, `referral` or the stored context was left out because it takes more than 64 KiB."""
+    replaces_event_id: str | None
+    """The event that announced this message while WhatsApp withheld its content; `message_id` is the same."""
 
 
 class _AboutIntent(_Envelope):

@@ -44,6 +44,7 @@ from wabery_server.api.intent_types import (
 )
 from wabery_server.api.projects import FoundedProject
 from wabery_server.contacts import EndReason
+from wabery_server.inbox import HandledBy
 from wabery_server.intents import Attempt, RejectionReason, Status, Trust
 from wabery_server.outbox import EventType
 from wabery_server.whatsapp.provider import CheckName, Finding
@@ -375,8 +376,18 @@ _RECEIVED: MessageReceived = {
     "metadata": {"plan": "starter"},
     "type": "text",
     "sent_at": "2026-06-26T08:15:01.000Z",
+    "provider_message_id": "wamid.HBgNNDkxNTEyMzQ1Njc4ORUCABIYFDNBMDI",
     "reference_trust": Trust.SERVER,
     "registration_intent_id": _INTENT,
+    "forwarded": False,
+    "handled_by": HandledBy.APP,
+    "reply": None,
+    "media": None,
+    "context": None,
+    "referral": None,
+    "content": {"body": "Where is my order?"},
+    "content_truncated": False,
+    "replaces_event_id": None,
 }
 _CREATED: RegistrationIntentCreated = {
     "event_id": _EVENT,

@@ -8,13 +8,13 @@ from types import TracebackType
 from typing import Self
 
 from wabery_server import errors, inbox, intents
-from wabery_server.accounts import Directory
+from wabery_server.accounts import Directory, UnroutableChanges
 from wabery_server.api.drawing import Drawer
 from wabery_server.clock import Clock
 from wabery_server.db import DEADLINE, Database, Tx
 from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
-from wabery_server.inbox import Inbound, Outcome, Received
+from wabery_server.inbox import Faults, Inbound, Outcome, Received
 from wabery_server.intents import Intent, Mint, Minted
 from wabery_server.limits import Limit
 from wabery_server.secrets import Keyring
@@ -49,6 +49,8 @@ class Service:
         """Requests with one Idempotency-Key, one after the other."""
         self.drawer = Drawer()
         self.draining = False
+        self.faults = Faults()
+        self.unroutable = UnroutableChanges(database)
         grouped = settings.batch_per_project
         self.minting: Batcher[Mint, Minted] = Batcher(
             database,

@@ -63,7 +63,16 @@ def app() -> cyclopts.App:
     )
     _mount(channels, "list", list_channels, "wabery admin channels list --project proj_…")
     _mount(channels, "delete", delete_channel, "wabery admin channels delete channel_… --project proj_…")
-    for group in (projects, keys, channels):
+    messages = _group("messages", "Messages that failed.", "wabery admin messages list --failed")
+    _mount(messages, "list", list_messages, "wabery admin messages list --failed")
+    _mount(
+        messages,
+        "retry",
+        retry_messages,
+        "wabery admin messages retry --all",
+        "wabery admin messages retry msg_…",
+    )
+    for group in (projects, keys, channels, messages):
         admin.command(group)
     _mount(admin, "audit", audit, "wabery admin audit --project proj_…")
     return admin
@@ -408,6 +417,89 @@ def delete_channel(channel: str, /, *, project: str, json: Json = False) -> None
         else:
             say(f"{deleted.id} ({deleted.name}) is deleted.")
 
+    _operate(body)
+
+
+def list_messages(
+    *,
+    failed: Annotated[bool, Parameter(name="--failed", negative="", show_default=False)] = False,
+    limit: Limit = _DEFAULT_LIMIT,
+    json: Json = False,
+) -> None:
+    """List the messages that could not be handled, newest first. Their texts stay sealed.
+
+    Parameters
+    ----------
+    failed
+        Required: only failed messages can be listed.
+    """
+    from wabery_server import inbox
+
+    async def body(opened: "Opened") -> None:
+        found = await opened.database.run(lambda tx: inbox.any_failed(tx, limit=limit))
+        if json:
+            _print_json([one.public() for one in found])
+        else:
+            _print_table(
+                (
+                    one.id,
+                    one.project_id,
+                    one.channel_id,
+                    f"{one.received_at:%Y-%m-%d %H:%M:%S}",
+                    one.type,
+                    one.error or "",
+                )
+                for one in found
+            )
+
+    if not failed:
+        fail("Only failed messages can be listed: add --failed.", USAGE)
+    _operate(body)
+
+
+def retry_messages(
+    *messages: str,
+    every: Annotated[bool, Parameter(name="--all", negative="", show_default=False)] = False,
+    json: Json = False,
+) -> None:
+    """Handle failed messages again, after an upgrade that fixes their errors. Exits with 1 when one fails again.
+
+    A message with a token joins if it arrived in time and its intent is still pending.
+
+    Parameters
+    ----------
+    messages
+        Ids of failed messages: msg_….
+    every
+        Retry all failed messages.
+    """
+    from wabery_server.cli import messages as failures
+
+    async def body(opened: "Opened") -> None:
+        found = await failures.failed_messages(opened, messages)
+        retried = [await failures.retry(opened, one, settings) for one in found]
+        if json:
+            _print_json(
+                [
+                    {
+                        "object": "retried_message",
+                        "id": one.message.id,
+                        "outcome": one.outcome,
+                        "error": one.error,
+                    }
+                    for one in retried
+                ]
+            )
+        else:
+            _print_table((one.message.id, one.outcome, one.error or "") for one in retried)
+        again = sum(one.outcome == "failed" for one in retried)
+        if again:
+            fail(f"{again} of {len(retried)} messages failed again.", FAILED)
+        say(f"{len(retried)} messages were handled.")
+
+    if every == bool(messages):
+        fail("Name the messages to retry, or use --all.", USAGE)
+    settings = load()
     _operate(body)
 
 

@@ -96,6 +96,27 @@ create table identity_scopes (
     primary key (project_id, scope)
 );
 
+-- Signed webhook changes that no channel could receive: a mistyped number id, another app's secret. For `doctor`.
+create table unroutable_changes (
+    provider         text not null,
+    phone_number_id  text collate "C" not null,             -- as the webhook named it; '' when it named none
+    reason           text not null,
+    changes          bigint not null,
+    first_at         timestamptz not null,
+    last_at          timestamptz not null,
+    primary key (provider, phone_number_id, reason)
+);
+
+-- A message that could not be handled because of its own content, until a retry succeeds.
+create table failed_messages (
+    project_id      text collate "C" not null,
+    message_id      text collate "C" not null,
+    object          bytea not null,                         -- sealed: the provider's whole object, with a live token perhaps
+    secret_version  integer not null,
+    failed_at       timestamptz not null,
+    primary key (project_id, message_id)
+);
+
 create table webhook_endpoints (
     id               text collate "C" primary key,
     project_id       text collate "C" not null references projects (id),
@@ -246,6 +267,13 @@ create table messages (
     registration_intent_id  text collate "C",
     error                   text,
     raw                     json,
+    handled_by              text not null default 'app',    -- app, or agent: Meta's Business Agent held the conversation
+    content                 json,                           -- the provider's object for the type; tokens redacted
+    context                 json,
+    referral                json,
+    content_truncated       boolean not null default false,
+    placeholder             boolean not null default false, -- content may still replace it; erasing clears this
+    event_id                text collate "C",               -- of a placeholder: the event that announced it
     primary key (project_id, id),
     unique (project_id, channel_id, provider_message_id),
     check (attempt is not null or registration_intent_id is null)

@@ -40,6 +40,12 @@ class Arrival(Struct, frozen=True):
     received_at: datetime
     sender_limited: bool
     """Whether the sender has sent too many unknown tokens."""
+    at: datetime | None = None
+    """The moment of its effects; None: `received_at`. A failed message is retried later than it was received."""
+
+    @property
+    def moment(self) -> datetime:
+        return self.at or self.received_at
 
 
 class Verdict(NamedTuple):
@@ -261,7 +267,7 @@ async def redeem(
             results.append(None)
             continue
         busy |= concerned
-        at = max(arrival.received_at, intent.created_at)
+        at = max(arrival.moment, intent.created_at)
         if verdict.status == Status.JOINED:
             latest = _latest(arrival.contact, one.linked, others, of_contact)
             at = contacts.moment(clock=at, latest=[*latest, ended_at.get(reference)])

@@ -39,7 +39,7 @@ def token_reuse(intent: Intent, arrival: "Arrival") -> Event:
     return _event(
         EventType.SECURITY_TOKEN_REUSE,
         intent,
-        arrival.received_at,
+        arrival.moment,
         {
             **arrival.contact.person(arrival.conversation_id, arrival.channel_id),
             "registration_intent_id": intent.id,
@@ -67,9 +67,9 @@ def expired(intent: Intent, at: datetime, project: Project) -> Event:
 
 
 def attempt_failed(intent: Intent, project: Project, arrival: "Arrival", attempt: Attempt) -> Event:
-    payload = _whole(intent, arrival.received_at, project) | _attempt(arrival, attempt)
+    payload = _whole(intent, arrival.moment, project) | _attempt(arrival, attempt)
     kind = EventType.REGISTRATION_INTENT_ATTEMPT_FAILED
-    return _event(kind, intent, arrival.received_at, payload, contact_id=arrival.contact.id)
+    return _event(kind, intent, arrival.moment, payload, contact_id=arrival.contact.id)
 
 
 def _whole(

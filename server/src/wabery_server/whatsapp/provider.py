@@ -31,19 +31,18 @@ class Ignored(enum.StrEnum):
     GROUP = "group"
     """A message in a group chat: others read the token too."""
     ECHO = "echo"
-    """What the business itself wrote, in the WhatsApp Business app or through another application."""
+    """Written by the business itself: in the WhatsApp Business app, by another application or by Meta's agent."""
     HISTORY = "history"
     """Old chats, replayed when a Business-app number is connected."""
     CONTACT_BOOK = "contact_book"
     """The Business app's address book."""
-    STANDBY = "standby"
-    """A message that Meta's own agent answers."""
     USER_ACTION = "user_action"
-    """Something a person did beside writing, such as opening a link in a message."""
+    """Another action of a person than writing, such as opening a link in a message."""
     NOTICE = "notice"
     """An error or a limit that concerns the number, not a message."""
     OTHER_FIELD = "other_field"
-    """A change of a webhook field that this build does not read."""
+    """A change of a webhook field that this build does not read, and whose name is not a plain word. Other fields are
+    counted under their own names, such as `account_update` or `messaging_handovers`."""
 
 
 class Change(Struct, frozen=True, kw_only=True):
@@ -54,15 +53,22 @@ class Change(Struct, frozen=True, kw_only=True):
     waba_id: str | None
     """The WhatsApp Business account: the scope of a BSUID while the portfolio is unknown."""
     field: str
-    """The provider's own word for what changed; only `messages` is read."""
+    """The provider's own word for what changed."""
     messages: list[Message]
-    ignored: dict[Ignored, int]
+    ignored: dict[str, int]
+    """What was counted and not kept, by a member of `Ignored` or by the name of the field."""
+    display_digits: str | None = None
+    """The number written to, as the body names it, in digits."""
+    about_number: bool = True
+    """Whether the field concerns one number; account and template changes name none."""
 
 
 class Parsed(Struct, frozen=True):
     """A whole body, in its own order."""
 
     changes: list[Change] = field(default_factory=list)
+    too_deep: int = 0
+    """Parts that were nested too deeply to be read, and were left out."""
 
 
 class Provider(Protocol):
@@ -71,8 +77,11 @@ class Provider(Protocol):
     def signer(self, body: bytes, headers: Sequence[bytes], secrets: Sequence[bytes]) -> int | None:
         """Which of the secrets signed these bytes. `headers`: every value of the signature header; one is expected."""
 
+    def signed(self, headers: Sequence[bytes]) -> bool:
+        """Whether the signature header can be a signature at all."""
+
     def phone_number_ids(self, body: bytes) -> list[str]:
-        """Which numbers a body speaks of, before it is verified: a hint which secrets to try first, and no more."""
+        """Which numbers a body names, before it is verified: only a hint which secrets to try first."""
 
     def parse(self, body: bytes, received_at: datetime) -> Parsed:
         """Everything a verified body says. Raises Unreadable; anything odd inside becomes a value."""
