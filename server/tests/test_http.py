@@ -3,74 +3,16 @@
 import asyncio
 import json
 import re
-import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
-from wire import Reply, cut, replies, said
-
-from wabery_server import errors
-from wabery_server.web import Bounds, Server
+from wire import Http, Reply, client, cut, echo, get, post, replies, said, serving
 
 INNER = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
-
-
-async def echo(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers with what it was asked. `/early…` does not read the body, `/never` waits for the client to go."""
-    body = b""
-    more = not scope["path"].startswith("/early")
-    try:
-        while more:
-            message = await receive()
-            assert message["type"] == "http.request"
-            body += message["body"]
-            more = message["more_body"]
-    except errors.WaberyError as refusal:
-        await send({"type": "http.response.start", "status": refusal.status, "headers": []})
-        await send({"type": "http.response.body", "body": refusal.code.encode()})
-        return
-    if scope["path"] == "/never":
-        assert (await receive())["type"] == "http.disconnect"
-    asked = {"method": scope["method"], "path": scope["path"], "query": scope["query_string"].decode()}
-    answer = json.dumps({**asked, "body": body.decode("latin-1")}).encode()
-    status = int(scope["path"].rpartition("=")[2]) if "status=" in scope["path"] else 200
-    await send({"type": "http.response.start", "status": status, "headers": []})
-    if scope["path"] == "/stream":
-        for part in (b"one", b"two"):
-            await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
-        return
-    await send({"type": "http.response.body", "body": answer})
-
-
-def refuse(refusal: errors.WaberyError) -> tuple[int, list[tuple[bytes, bytes]], bytes]:
-    return refusal.status, [], refusal.code.encode()
-
-
-class Http(NamedTuple):
-    """A server, and where it listens."""
-
-    server: Server
-    address: tuple[str, int]
-
-    async def ask(self, *parts: bytes, methods: tuple[str, ...] = (), pause: float = 0.0) -> list[Reply]:
-        return replies(await said(self.address, parts, pause=pause), methods)
-
-
-@asynccontextmanager
-async def serving(app: Any = echo, **bounds: Any) -> AsyncIterator[Http]:
-    listening = socket.create_server(("127.0.0.1", 0))
-    server = Server(app, refuse=refuse, bounds=Bounds(**bounds))
-    await server.start([listening])
-    try:
-        yield Http(server, listening.getsockname())
-    finally:
-        await server.drain(seconds=1.0)
 
 
 @pytest.fixture
@@ -90,14 +32,6 @@ class Row(NamedTuple):
     statuses: list[int]
     bodies: list[str] | None = None
     """What the application read, of each request that it answered with 200."""
-
-
-def post(head: bytes, body: bytes = b"", *, version: bytes = b"1.1") -> bytes:
-    return b"POST /a HTTP/" + version + b"\r\nHost: x\r\n" + head + b"\r\n" + body
-
-
-def get(line: bytes = b"GET /a HTTP/1.1", head: bytes = b"Host: x\r\n") -> bytes:
-    return line + b"\r\n" + head + b"\r\n"
 
 
 CHUNKED = b"Transfer-Encoding: chunked\r\n"
@@ -301,43 +235,6 @@ async def test_a_late_body_after_an_upgrade_is_a_body(http: Http) -> None:
 # Answers
 
 
-class Client:
-    """One connection, read and written step by step."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def reply(self) -> Reply:
-        """The next answer, of one that has a content-length."""
-        head = await asyncio.wait_for(self.reader.readuntil(b"\r\n\r\n"), 10)
-        found = re.search(rb"content-length: ([0-9]+)", head)
-        body = await self.reader.readexactly(int(found[1])) if found else b""
-        (reply,) = replies(head + body)
-        return reply
-
-    async def rest(self) -> bytes:
-        """Everything until the server closes."""
-        try:
-            return await asyncio.wait_for(self.reader.read(), 10)
-        except ConnectionResetError:
-            return b""
-
-
-@asynccontextmanager
-async def client(http: Http) -> AsyncIterator[Client]:
-    reader, writer = await asyncio.open_connection(*http.address)
-    try:
-        yield Client(reader, writer)
-    finally:
-        writer.close()
-        await asyncio.gather(writer.wait_closed(), return_exceptions=True)
-
-
 async def test_head_is_answered_like_get_without_the_body(http: Http) -> None:
     asked = get(), get(b"HEAD /a HTTP/1.1"), get(b"HEAD /stream HTTP/1.1"), get()
     whole, short, stream, _ = await http.ask(*asked, methods=("GET", "HEAD", "HEAD", "GET"))
@@ -356,7 +253,7 @@ async def test_an_answer_without_a_body_has_no_length(http: Http, status: int) -
 
 
 async def test_a_body_is_asked_for_only_when_it_is_wanted(http: Http) -> None:
-    async with client(http) as wanted, client(http) as unwanted:
+    async with client(http.address) as wanted, client(http.address) as unwanted:
         await wanted.send(post(b"Expect: 100-continue\r\nContent-Length: 3\r\n"))
         first = await wanted.reader.readuntil(b"\r\n\r\n")
         await wanted.send(b"abc")
@@ -380,7 +277,7 @@ async def test_a_client_that_has_gone_is_noticed_by_who_waits_for_it(http: Http)
         assert (await receive())["type"] == "http.disconnect"
         left.set()
 
-    async with serving(waits) as waiting, client(waiting) as gone:
+    async with serving(waits) as waiting, client(waiting.address) as gone:
         await gone.send(get())
         gone.writer.transport.abort()
         await asyncio.wait_for(left.wait(), 5)
@@ -421,7 +318,7 @@ async def test_a_server_that_stops_answers_what_it_has_and_nothing_else(http: Ht
         await release.wait()
         await echo(scope, receive, send)
 
-    async with serving(slow) as stopping, client(stopping) as busy, client(stopping) as idle:
+    async with serving(slow) as stopping, client(stopping.address) as busy, client(stopping.address) as idle:
         await busy.send(get() + get())
         await begun.wait()
         draining = asyncio.create_task(stopping.server.drain(seconds=10))
@@ -446,7 +343,7 @@ async def test_a_server_that_stops_does_not_wait_for_ever() -> None:
         finally:
             cancelled.set()
 
-    async with serving(stuck) as http, client(http) as busy:
+    async with serving(stuck) as http, client(http.address) as busy:
         await busy.send(get())
         await begun.wait()
         await asyncio.wait_for(http.server.drain(seconds=0.2), 5)

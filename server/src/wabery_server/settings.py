@@ -60,6 +60,10 @@ class Settings:
     """Requests with one secret key."""
     polls_per_minute: int = 120
     """Reads of one intent with a publishable key."""
+    waits_per_address: int = 50
+    """Streams and waiting reads at once from one IP address (IPv6: one /64); fewer where descriptors are few."""
+    waits_per_key: int = 1_000
+    """Streams and waiting reads at once with one key; fewer where descriptors are few."""
     bad_tokens_per_sender: int = 5
     """Unknown tokens from one sender in 10 minutes; after them the sender gets no reply. A valid token is honoured."""
     channel_checks_per_minute: int = 6

@@ -22,6 +22,7 @@ from wabery_server.api.intent_types import (
     Extend,
     Opened,
 )
+from wabery_server.api.service import Place
 from wabery_server.contacts import Contact
 from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
@@ -124,9 +125,8 @@ async def get(call: Call) -> Answer:
     include = _include(call)
     if not call.caller.trusted:
         call.limit(service.polls.take((call.caller.project.id, intent_id)))
-    if wait and not service.watch.room(intent_id):
-        raise errors.RateLimited("Too many requests wait for this registration intent.", retry_after=2)
-    intent = await (_waited(call, intent_id, wait) if wait else _found(call, intent_id))
+    place = _place(call, intent_id) if wait else None
+    intent = await (_waited(call, place, wait) if place else _found(call, intent_id))
     body = _encode(await _shown_to(call, intent, view, include))
     tag = etag(body)
     if not_modified(call.headers, tag):
@@ -145,21 +145,19 @@ async def stream(call: Call) -> Answer:
     if not call.caller.trusted:
         call.limit(call.service.polls.take((call.caller.project.id, intent_id)))
     first = await _found(call, intent_id)
-    if not call.service.watch.room(intent_id):
-        raise errors.RateLimited("Too many requests wait for this registration intent.", retry_after=2)
-    changes = _changes(call, first, view)
+    changes = _changes(call, first, view, _place(call, intent_id))
     await anext(changes)  # its place is taken before anybody else looks for one
     return Answer(b"", 200, _STREAM_HEADERS, stream=changes)
 
 
-async def _changes(call: Call, intent: Intent, view: View) -> Stream:
+async def _changes(call: Call, intent: Intent, view: View, place: Place) -> Stream:
     """The parts of a stream, after an empty one: from then on it counts among those who wait."""
     service = call.service
     grace = service.settings.expiry_grace
     loop = asyncio.get_running_loop()
     end, said = loop.time() + _STREAM_SECONDS, b""
     # Without a database the stream ends, and its reader comes again.
-    with contextlib.suppress(errors.Unavailable), service.watch.on(intent.id) as waiter:
+    with contextlib.suppress(errors.Unavailable), service.watch.on(place) as waiter:
         yield b""
         while True:
             body = _encode(await _shown_to(call, intent, view, frozenset()))
@@ -260,6 +258,18 @@ async def opened(call: Call) -> Write:
     return write
 
 
+def _place(call: Call, intent_id: str) -> Place:
+    """Where this request waits. Raises errors.RateLimited."""
+    place = Place.of(intent_id, call.ip, call.caller.key.id)
+    if not call.service.watch.room(place):
+        raise errors.RateLimited(
+            "Too many requests wait for this registration intent, from this address or with this key.",
+            retry_after=2,
+            hint="Wait for Retry-After seconds, or read without `wait`.",
+        )
+    return place
+
+
 async def _found(call: Call, intent_id: str) -> Intent:
     intent = None
     if ids.looks_like("reg", intent_id):
@@ -269,16 +279,16 @@ async def _found(call: Call, intent_id: str) -> Intent:
     return intent
 
 
-async def _waited(call: Call, intent_id: str, seconds: int) -> Intent:
+async def _waited(call: Call, place: Place, seconds: int) -> Intent:
     """Reads again at every hint, and when time alone changes what a reader sees; ends when nobody waits any more."""
     service = call.service
     grace = service.settings.expiry_grace
     end = service.clock.now() + timedelta(seconds=seconds)
     leaving = asyncio.ensure_future(gone(call.receive))
-    with service.watch.on(intent_id) as waiter, contextlib.ExitStack() as stack:
+    with service.watch.on(place) as waiter, contextlib.ExitStack() as stack:
         stack.callback(leaving.cancel)
         leaving.add_done_callback(lambda _done: waiter.wake())
-        intent = await _found(call, intent_id)
+        intent = await _found(call, place.intent_id)
         first = intent.seen_at(service.clock.now(), grace)
         while not service.draining and not leaving.done():
             now = service.clock.now()
@@ -287,7 +297,7 @@ async def _waited(call: Call, intent_id: str, seconds: int) -> Intent:
                 break
             turn = intent.expires_at if now < intent.expires_at else intent.expires_at + grace
             await waiter.changed(min(end, turn) - now)
-            intent = await _found(call, intent_id)
+            intent = await _found(call, place.intent_id)
     return intent
 
 

@@ -2,12 +2,13 @@
 
 import asyncio
 import contextlib
+from collections import Counter
 from collections.abc import AsyncIterator, Hashable, Iterable
 from datetime import timedelta
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, Self
 
-from wabery_server import errors, inbox, intents
+from wabery_server import errors, inbox, intents, metrics
 from wabery_server.accounts import Directory, UnroutableChanges
 from wabery_server.api.drawing import Drawer
 from wabery_server.clock import Clock
@@ -19,10 +20,21 @@ from wabery_server.intents import Intent, Mint, Minted
 from wabery_server.limits import Limit
 from wabery_server.secrets import Keyring
 from wabery_server.settings import Settings
+from wabery_server.web import connection_limit, network_of
 
 _LOOK_AGAIN_SECONDS = 2.0
 MAX_WAITERS_PER_INTENT = 10
 MAX_WAITERS = 20_000
+
+_TOO_MANY_WAIT = {
+    name: metrics.bound(f"waits_per_{name}", f"Streams and waiting reads refused: too many at once {where}.")
+    for name, where in (
+        ("intent", "for one registration intent"),
+        ("address", "from one address"),
+        ("key", "with one key"),
+        ("process", "in this process"),
+    )
+}
 
 
 class Service:
@@ -44,7 +56,7 @@ class Service:
         self.clock = clock
         self.signals = signals
         self.directory = directory
-        self.watch = Watch(signals)
+        self.watch = Watch(signals, per_address=settings.waits_per_address, per_key=settings.waits_per_key)
         self.same_key = Turns()
         """Requests with one Idempotency-Key, one after the other."""
         self.drawer = Drawer()
@@ -141,21 +153,56 @@ class Turns:
                 self._locks[key] = (lock, users - 1)
 
 
-class Watch:
-    """Who waits for which intent to change."""
+class Place(NamedTuple):
+    """What a waiting request counts for."""
 
-    def __init__(self, signals: Signals) -> None:
+    intent_id: str
+    address: str
+    """One IPv4 address or IPv6 /64."""
+    key_id: str
+
+    @classmethod
+    def of(cls, intent_id: str, ip: str, key_id: str) -> Self:
+        return cls(intent_id, network_of(ip), key_id)
+
+
+class Watch:
+    """Who waits for which intent to change, and how many may.
+
+    A waiting request holds a connection. So that others always find one, the limits shrink with this process's connections:
+    an address has at most an eighth of them, a key half, all together three quarters.
+    """
+
+    def __init__(
+        self, signals: Signals, *, per_address: int, per_key: int, connections: int | None = None
+    ) -> None:
         self._waiting: dict[str, set[asyncio.Event]] = {}
         self._count = 0
+        self._from: Counter[tuple[str, str]] = Counter()
+        most = connections or connection_limit()
+        self.per_address = min(per_address, max(1, most // 8))
+        self.per_key = min(per_key, max(1, most // 2))
+        self.total = min(MAX_WAITERS, max(1, most * 3 // 4))
         signals.hear("intent", self._wake)
 
-    def on(self, intent_id: str) -> "Waiter":
+    def on(self, place: Place) -> "Waiter":
         """To be entered before the read whose answer it watches, so that no change slips in between."""
-        return Waiter(self, intent_id)
+        return Waiter(self, place)
 
-    def room(self, intent_id: str) -> bool:
-        """Whether one more may wait for this intent."""
-        return self._count < MAX_WAITERS and len(self._waiting.get(intent_id, ())) < MAX_WAITERS_PER_INTENT
+    def room(self, place: Place) -> bool:
+        """Whether one more may wait here. A refusal is counted, and logged once per outage."""
+        if len(self._waiting.get(place.intent_id, ())) >= MAX_WAITERS_PER_INTENT:
+            full, limit = "intent", MAX_WAITERS_PER_INTENT
+        elif self._from["address", place.address] >= self.per_address:
+            full, limit = "address", self.per_address
+        elif self._from["key", place.key_id] >= self.per_key:
+            full, limit = "key", self.per_key
+        elif self._count >= self.total:
+            full, limit = "process", self.total
+        else:
+            return True
+        _TOO_MANY_WAIT[full].hit(peer=place.address, key_id=place.key_id, limit=limit)
+        return False
 
     def wake_all(self) -> None:
         for intent_id in list(self._waiting):
@@ -165,34 +212,40 @@ class Watch:
         for event in self._waiting.get(intent_id, ()):
             event.set()
 
-    def enter(self, intent_id: str, event: asyncio.Event) -> None:
-        self._waiting.setdefault(intent_id, set()).add(event)
+    def enter(self, place: Place, event: asyncio.Event) -> None:
+        self._waiting.setdefault(place.intent_id, set()).add(event)
         self._count += 1
+        self._from["address", place.address] += 1
+        self._from["key", place.key_id] += 1
 
-    def leave(self, intent_id: str, event: asyncio.Event) -> None:
-        waiting = self._waiting[intent_id]
+    def leave(self, place: Place, event: asyncio.Event) -> None:
+        waiting = self._waiting[place.intent_id]
         waiting.remove(event)
         if not waiting:
-            del self._waiting[intent_id]
+            del self._waiting[place.intent_id]
         self._count -= 1
+        for counted in (("address", place.address), ("key", place.key_id)):
+            self._from[counted] -= 1
+            if not self._from[counted]:
+                del self._from[counted]
 
 
 class Waiter:
     """One waiting request."""
 
-    def __init__(self, watch: Watch, intent_id: str) -> None:
+    def __init__(self, watch: Watch, place: Place) -> None:
         self._watch = watch
-        self._intent_id = intent_id
+        self._place = place
         self._event = asyncio.Event()
 
     def __enter__(self) -> Self:
-        self._watch.enter(self._intent_id, self._event)
+        self._watch.enter(self._place, self._event)
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._watch.leave(self._intent_id, self._event)
+        self._watch.leave(self._place, self._event)
 
     def wake(self) -> None:
         """As a hint does."""

@@ -1,7 +1,7 @@
 """HTTP for every edge: a bounded server that speaks ASGI 3 to an application, and knows nothing of Wabery's business.
 
-`server.py` accepts, counts, closes and drains connections · `connection.py` reads requests and writes answers on one of
-them · `body.py` how a body is framed, and the memory that bodies may take · `address.py` who is behind trusted proxies ·
+`server.py` accepts, counts, closes and drains connections · `connection.py` reads the requests of one · `exchange.py` a
+request and its answer, as ASGI sees them · `body.py` how a body is framed, and the memory that bodies may take · `address.py` who is behind trusted proxies ·
 `bounds.py` every limit, with its value.
 
 A proxy in front is advice, not a requirement: each limit holds for a client that connects directly.

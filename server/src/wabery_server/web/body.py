@@ -7,7 +7,7 @@ from wabery_server import errors
 from wabery_server.web.bounds import BODY_MEMORY, Bounds
 
 if TYPE_CHECKING:
-    from wabery_server.web.connection import Exchange
+    from wabery_server.web.exchange import Exchange
 
 _CHUNK_LINE: Final = re.compile(rb"([0-9a-fA-F]{1,15})[ \t]*(;[\t\x20-\x7e\x80-\xff]*)?")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]+:[\t\x20-\x7e\x80-\xff]*")

@@ -10,20 +10,18 @@ while the client does not read its answers.
 """
 
 import asyncio
-import http
 import re
-import time
-from email.utils import formatdate
 from typing import TYPE_CHECKING, Final
 from urllib.parse import unquote
 
 import httptools
-from starlette.types import Message, Scope
+from starlette.types import Scope
 
-from wabery_server import errors, logs
+from wabery_server import errors
 from wabery_server.web.address import client_address
 from wabery_server.web.body import Chunked, Length
 from wabery_server.web.bounds import BAD_REQUEST, LARGE_HEAD, UNREAD_BODY
+from wabery_server.web.exchange import Exchange, whole_answer
 
 if TYPE_CHECKING:
     from wabery_server.web.server import Server, Waiting
@@ -34,30 +32,14 @@ _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _METHOD: Final = re.compile(rb"[A-Z-]{1,32}(?: |\Z)")
 _FRAMING: Final = frozenset({b"connection", b"content-length", b"expect", b"transfer-encoding"})
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
-_JOINED: Final = 65_536
-"""Up to this size, head and body of an answer are copied into one buffer; a larger body is written as it is."""
-_NO_BODY: Final = frozenset({204, 304})
-_CONTINUE: Final = b"HTTP/1.1 100 Continue\r\n\r\n"
-_DISCONNECT: Final[Message] = {"type": "http.disconnect"}
 _ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
-
-
-def _status_line(status: int) -> bytes:
-    try:
-        phrase = http.HTTPStatus(status).phrase
-    except ValueError:
-        phrase = ""
-    return f"HTTP/1.1 {status} {phrase}\r\n".encode()
-
-
-_STATUS_LINES: Final = {status: _status_line(status) for status in range(100, 600)}
 
 
 class Connection(asyncio.BufferedProtocol):
     """From `connection_made` to `connection_lost`. Has at most one exchange at a time."""
 
     def __init__(self, server: "Server") -> None:
-        self._server = server
+        self.server = server
         self.peer = ""
         self.waiting: Waiting | None = None
         """What this connection waits for, when its client must act before a deadline. Set by Waiting."""
@@ -79,7 +61,7 @@ class Connection(asyncio.BufferedProtocol):
         self._searched = 0
         """Up to here there is no end of a head in the buffer."""
         self._reading = True
-        self._blocked: asyncio.Future[None] | None = None
+        self.blocked: asyncio.Future[None] | None = None
         """Until the client has read enough of what was written."""
         self._eof = False
         self._closing = False
@@ -106,18 +88,18 @@ class Connection(asyncio.BufferedProtocol):
             self._client, self.peer = (str(client[0]), int(client[1])), str(client[0])
         if local:
             self._local = (str(local[0]), int(local[1]))
-        self._server.opened(self)
+        self.server.opened(self)
 
     def get_buffer(self, sizehint: int) -> memoryview:
-        return self._server.read_buffer
+        return self.server.read_buffer
 
     def buffer_updated(self, nbytes: int) -> None:
         if self._closing:
             self._discarded += nbytes
-            if self._discarded > self._server.bounds.bodies:
+            if self._discarded > self.server.bounds.bodies:
                 self._transport.abort()
             return
-        data = bytes(self._server.read_buffer[:nbytes])
+        data = bytes(self.server.read_buffer[:nbytes])
         if self._at < len(self._buffer):
             data = self._buffer[self._at :] + data
             self._searched = max(0, self._searched - self._at)
@@ -139,24 +121,24 @@ class Connection(asyncio.BufferedProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self._closing = True
         self._buffer = b""
-        self._server.closed(self)
+        self.server.closed(self)
         if self._exchange is not None:
             self._exchange.lost()
         self.resume_writing()
 
     def pause_writing(self) -> None:
-        self._blocked = self._server.loop.create_future()
+        self.blocked = self.server.loop.create_future()
         self.unsent = self._transport.get_write_buffer_size()
-        self._server.write_stall.add(self)
+        self.server.write_stall.add(self)
 
     def resume_writing(self) -> None:
-        blocked, self._blocked = self._blocked, None
+        blocked, self.blocked = self.blocked, None
         if blocked is None:
             return
         if not blocked.done():
             blocked.set_result(None)
         if not self._closing:
-            self._server.idle.add(self) if self._exchange is None else self._server.waits_no_more(self)
+            self.server.idle.add(self) if self._exchange is None else self.server.waits_no_more(self)
             self._advance()
 
     # Reading
@@ -167,7 +149,7 @@ class Connection(asyncio.BufferedProtocol):
             while not self._closing:
                 if self._body is not None:
                     more = self._take_body(self._body)
-                elif self._exchange is not None or self._blocked is not None:
+                elif self._exchange is not None or self.blocked is not None:
                     more = False
                 else:
                     more = self._take_head()
@@ -183,8 +165,8 @@ class Connection(asyncio.BufferedProtocol):
     def _wants_more(self) -> bool:
         exchange = self._exchange
         if self._body is not None:
-            return exchange is None or exchange.ahead < self._server.bounds.ahead
-        if exchange is not None or self._blocked is not None:
+            return exchange is None or exchange.ahead < self.server.bounds.ahead
+        if exchange is not None or self.blocked is not None:
             return not self._buffer
         return True
 
@@ -198,7 +180,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_head(self) -> bool:
         """Whether a request has begun. Raises errors.InvalidRequest, HeadersTooLarge."""
-        buffer, bounds = self._buffer, self._server.bounds
+        buffer, bounds = self._buffer, self.server.bounds
         at = self._at
         if at < len(buffer) and buffer[at] < 14:  # blank lines before a request are skipped (RFC 9112, 2.2)
             blank = _BLANK.match(buffer, at)
@@ -222,8 +204,8 @@ class Connection(asyncio.BufferedProtocol):
             self._searched = max(at, len(buffer) - 3)
             if self._eof:
                 self._finish()
-            elif self.waiting is not self._server.head:
-                self._server.head.add(self)
+            elif self.waiting is not self.server.head:
+                self.server.head.add(self)
             return False
         self._at = end + 4
         self._searched = 0
@@ -261,14 +243,14 @@ class Connection(asyncio.BufferedProtocol):
         }
         self._body = body
         if body is not None:
-            self._body_since = self._server.loop.time()
+            self._body_since = self.server.loop.time()
         elif keep and not self._switches:
             self._parser = parser  # one that expects a body, or another protocol, is of no more use
         self._exchange = exchange = Exchange(self, scope, keep=keep, expects=expects, more=body is not None)
-        self._server.waits_no_more(self)
+        self.server.waits_no_more(self)
         if self._eof:
             exchange.half_closed()
-        self._server.start_exchange(exchange)
+        self.server.start_exchange(exchange)
 
     def _parse(self, head: bytes) -> httptools.HttpRequestParser:
         parser, self._parser = self._parser or httptools.HttpRequestParser(self), None
@@ -326,13 +308,13 @@ class Connection(asyncio.BufferedProtocol):
                     )
                 chunked = True
         if chunked:
-            return keep, expects, Chunked(self._server.bounds)
+            return keep, expects, Chunked(self.server.bounds)
         return keep, expects and bool(length), Length(length) if length else None
 
     def _take_body(self, body: Length | Chunked) -> bool:
         """Whether the body is complete now."""
         exchange = self._exchange
-        if exchange is not None and exchange.ahead >= self._server.bounds.ahead:
+        if exchange is not None and exchange.ahead >= self.server.bounds.ahead:
             return False
         if self._at >= len(self._buffer):
             if self._eof:
@@ -349,14 +331,14 @@ class Connection(asyncio.BufferedProtocol):
         complete = body.complete
         if exchange is None:
             self._skipped += len(part)
-            if self._skipped > self._server.bounds.drained:
+            if self._skipped > self.server.bounds.drained:
                 self._finish()
                 return False
         elif part:
             # Most bodies come with their head, in one read; they are not worth the counting.
             if not complete or exchange.counted:
                 exchange.counted = True
-                self._server.memory.grow(exchange, len(part))
+                self.server.memory.grow(exchange, len(part))
                 if self._body is None:  # this very request had to give way
                     return False
             exchange.feed(part)
@@ -365,14 +347,14 @@ class Connection(asyncio.BufferedProtocol):
             if exchange is not None:
                 exchange.complete()
             else:
-                self._server.idle.add(self)
+                self.server.idle.add(self)
         else:
             self._progress(len(part))
         return complete
 
     def _progress(self, size: int) -> None:
         """Moves the body's deadline once enough of it has come."""
-        server, bounds = self._server, self._server.bounds
+        server, bounds = self.server, self.server.bounds
         self._taken += size
         if self.waiting is server.body and self._taken >= bounds.body_progress:
             self._taken = 0
@@ -395,21 +377,21 @@ class Connection(asyncio.BufferedProtocol):
         """The application waits for the client."""
         if self._body is not None and self.waiting is None:
             self._taken = 0
-            self._server.body.add(self)
+            self.server.body.add(self)
 
     def give_up_body(self) -> None:
         """Nothing more of the body is read, and no request after it."""
         self._body, self._broken = None, True
-        self._server.waits_no_more(self)
+        self.server.waits_no_more(self)
 
     @property
     def keeps_framing(self) -> bool:
         """Whether the next request may be looked for when the application does not read this one's body."""
-        return not isinstance(self._body, Length) or self._body.remaining <= self._server.bounds.drained
+        return not isinstance(self._body, Length) or self._body.remaining <= self.server.bounds.drained
 
     @property
     def draining(self) -> bool:
-        return self._server.draining
+        return self.server.draining
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)
@@ -419,14 +401,14 @@ class Connection(asyncio.BufferedProtocol):
 
     async def written(self) -> None:
         """Returns when the client has read enough of what was written, or is gone."""
-        while self._blocked is not None and not self._closing:
-            await asyncio.shield(self._blocked)
+        while self.blocked is not None and not self._closing:
+            await asyncio.shield(self.blocked)
 
-    def answered(self, exchange: "Exchange", *, keep: bool) -> None:
+    def answered(self, exchange: Exchange, *, keep: bool) -> None:
         """The answer is complete: on to the next request, or to the end."""
         self._exchange = None
         if exchange.counted:
-            self._server.memory.leave(exchange)
+            self.server.memory.leave(exchange)
         if self._closing:
             return
         if not keep:
@@ -435,13 +417,13 @@ class Connection(asyncio.BufferedProtocol):
             self._finish()
             return
         self._skipped = 0
-        if self._blocked is None:
-            (self._server.idle if self._body is None else self._server.body).add(self)
+        if self.blocked is None:
+            (self.server.idle if self._body is None else self.server.body).add(self)
         self._advance()
 
     def address(self, headers: list[tuple[bytes, bytes]]) -> str:
         """The client's, behind trusted proxies."""
-        trusted = self._server.trusted
+        trusted = self.server.trusted
         if not trusted:
             return self.peer
         lines = [value.decode("latin-1") for name, value in headers if name == b"x-forwarded-for"]
@@ -488,7 +470,7 @@ class Connection(asyncio.BufferedProtocol):
         """Answers what did not become a request, and closes."""
         if isinstance(refusal, errors.InvalidRequest):
             BAD_REQUEST.hit(peer=self.peer, problem=refusal.message)
-        self._transport.write(whole_answer(*self._server.refuse(refusal)))
+        self._transport.write(whole_answer(*self.server.refuse(refusal)))
         self._finish(unread=True)
 
     def _finish(self, *, unread: bool = False) -> None:
@@ -504,254 +486,13 @@ class Connection(asyncio.BufferedProtocol):
         if not self._reading:
             self._reading = True
             self._transport.resume_reading()
-        self._server.linger.add(self)
+        self.server.linger.add(self)
 
     def _close(self) -> None:
         if self._transport.get_write_buffer_size():
             self.unsent = self._transport.get_write_buffer_size()
-            self._server.write_stall.add(self)
+            self.server.write_stall.add(self)
         self._transport.close()
-
-
-class Exchange:
-    """One request and its answer, as ASGI sees them."""
-
-    def __init__(
-        self, connection: Connection, scope: Scope, *, keep: bool, expects: bool, more: bool
-    ) -> None:
-        self._connection = connection
-        self.scope = scope
-        self.task: asyncio.Task[None] | None = None
-        self.more = more
-        """Whether the body is incomplete."""
-        self.ahead = 0
-        """Bytes of the body that the application has not asked for yet."""
-        self.counted = False
-        """Whether `Memory` counts this body."""
-        self._keep = keep
-        self._expects = expects
-        self._parts: list[bytes] = []
-        self._ended = False
-        """Whether the application has the whole body."""
-        self._failure: errors.WaberyError | None = None
-        self._lost = False
-        self._half_closed = False
-        self._news: asyncio.Event | None = None
-        self._status = 0
-        self._headers: list[tuple[bytes, bytes]] = []
-        self._head_sent = False
-        self._chunked = False
-        self._owed: int | None = None
-        """Bytes that `content-length` has promised and that have not been sent."""
-        self._answered = False
-        self._address: str | None = None
-
-    @property
-    def address(self) -> str:
-        if self._address is None:
-            self._address = self._connection.address(self.scope["headers"])
-        return self._address
-
-    async def run(self) -> None:
-        """Has the request answered; the answer of last resort is the server's own."""
-        connection = self._connection
-        try:
-            await connection._server.app(self.scope, self.receive, self.send)
-            if not self._answered and not self._lost:
-                raise RuntimeError("the application did not complete its answer")
-        except Exception:  # noqa: BLE001  # whatever it is, the client is answered and the log has it
-            logs.log.exception("http_application_failed", extra={"facts": {"path": self.scope["path"][:200]}})
-            if self._lost or self._answered:
-                return
-            if self._head_sent:
-                connection.abort()
-            else:
-                self._keep = False
-                status, headers, body = connection._server.refuse(errors.InternalError())
-                await self.send({"type": "http.response.start", "status": status, "headers": headers})
-                await self.send({"type": "http.response.body", "body": body})
-        finally:
-            if not self._answered and not self._lost:
-                connection.abort()
-
-    # The request
-
-    def feed(self, part: bytes) -> None:
-        self._parts.append(part)
-        self.ahead += len(part)
-        self._tell()
-
-    def complete(self) -> None:
-        self.more = False
-        self._connection._server.waits_no_more(self._connection)
-        self._tell()
-
-    def fail(self, refusal: errors.WaberyError) -> None:
-        """The body will not be complete: the application hears why, from `receive`. The connection ends with the answer."""
-        if not self.more:
-            return
-        self.more = False
-        self._keep = False
-        self._failure = refusal
-        self._parts.clear()
-        self._connection.give_up_body()
-        self._tell()
-
-    def half_closed(self) -> None:
-        self._half_closed = True
-        self._tell()
-
-    def lost(self) -> None:
-        self._lost = True
-        self.more = False
-        self._tell()
-
-    async def receive(self) -> Message:
-        """The next part of the body, then `http.disconnect` when the client is gone or the answer is complete.
-
-        Raises errors.WaberyError when the body cannot be completed.
-        """
-        while True:
-            if self._failure is not None:
-                raise self._failure
-            if self._lost or self._answered:
-                return _DISCONNECT
-            if self._parts or not (self.more or self._ended):
-                parts, self._parts = self._parts, []
-                body = parts[0] if len(parts) == 1 else b"".join(parts)
-                self.ahead = 0
-                more = self.more
-                self._ended = not more
-                if more:
-                    self._connection.body_wanted()
-                return {"type": "http.request", "body": body, "more_body": more}
-            if self._half_closed and not self.more:
-                return _DISCONNECT
-            if self._expects:
-                self._expects = False
-                self._connection.write(_CONTINUE)
-            self._connection.body_awaited()
-            if self._news is None:
-                self._news = asyncio.Event()
-            self._news.clear()
-            await self._news.wait()
-
-    def _tell(self) -> None:
-        if self._news is not None:
-            self._news.set()
-
-    # The answer
-
-    async def send(self, message: Message) -> None:
-        """To a client that is gone, sending does nothing."""
-        connection = self._connection
-        if connection._blocked is not None:
-            await connection.written()
-        if self._lost:
-            return
-        if message["type"] == "http.response.start":
-            if self._status:
-                raise RuntimeError("the answer has already begun")
-            self._status = message["status"]
-            self._headers = [*message.get("headers", ())]
-        elif message["type"] == "http.response.body":
-            if not self._status or self._answered:
-                raise RuntimeError("the answer has not begun, or is complete")
-            self._send_body(message.get("body", b""), more=message.get("more_body", False))
-        else:
-            raise RuntimeError(f"unknown ASGI message {message['type']!r}")
-
-    def _send_body(self, body: bytes, *, more: bool) -> None:
-        connection = self._connection
-        head = b""
-        if not self._head_sent:
-            head = self._head(len(body), more=more)
-            self._head_sent = True
-        if self._status in _NO_BODY or self.scope["method"] == "HEAD":
-            body = b""
-        elif self._chunked:
-            body = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
-            if not more:
-                body += b"0\r\n\r\n"
-        elif self._owed is not None:
-            self._owed -= len(body)
-            if self._owed < 0 or (self._owed and not more):
-                raise RuntimeError("the answer's body differs from its content-length")
-        if head and len(body) > _JOINED:
-            connection.write_parts(head, body)
-        elif head or body:
-            connection.write(head + body)
-        if not more:
-            self._answered = True
-            self._tell()
-            connection.answered(self, keep=self._keep)
-
-    def _head(self, size: int, *, more: bool) -> bytes:
-        """The answer's head. `size` is that of the body's first part, which is the whole one unless there is `more`."""
-        connection, status = self._connection, self._status
-        lines = [_STATUS_LINES[status], common_headers()]
-        length: int | None = None
-        most = 4  # line ends: status, date, nosniff, the end of the head
-        for name, value in self._headers:
-            if name == b"content-length":
-                length = int(value)
-                continue
-            if name == b"connection":
-                self._keep = self._keep and value.lower() != b"close"
-                continue
-            lines += (name, b": ", value, b"\r\n")
-            most += 1
-        if status not in _NO_BODY:
-            if length is None and not more:
-                length = size
-            if length is not None:
-                self._owed = length
-                lines.append(b"content-length: %d\r\n" % length)
-                most += 1
-            elif self.scope["http_version"] == "1.1":
-                self._chunked = True
-                lines.append(b"transfer-encoding: chunked\r\n")
-                most += 1
-            else:
-                self._keep = False  # the end of the connection ends the body
-        # A client that still waits for 100 may send its body or not: the next bytes could be either.
-        if self.more and (self._expects or not connection.keeps_framing):
-            self._keep = False
-        if connection.draining:
-            self._keep = False
-        if not self._keep:
-            lines.append(b"connection: close\r\n")
-            most += 1
-        lines.append(b"\r\n")
-        head = b"".join(lines)
-        ends = head.count(b"\r\n")
-        if ends != most or head.count(b"\n") != ends or head.count(b"\r") != ends or b"\0" in head:
-            raise RuntimeError("an answer's header holds a line break")
-        return head
-
-
-_common = b""
-_common_at = -1
-
-
-def common_headers() -> bytes:
-    """`date`, made once a second, and `nosniff`: what we send is never anything but what it says."""
-    global _common, _common_at
-    now = int(time.time())
-    if now != _common_at:
-        _common_at = now
-        date = formatdate(now, usegmt=True).encode()
-        _common = b"date: " + date + b"\r\nx-content-type-options: nosniff\r\n"
-    return _common
-
-
-def whole_answer(status: int, headers: list[tuple[bytes, bytes]], body: bytes) -> bytes:
-    """An answer that ends its connection."""
-    lines = [_STATUS_LINES[status], common_headers()]
-    for name, value in headers:
-        lines += (name, b": ", value, b"\r\n")
-    lines += (b"content-length: %d\r\nconnection: close\r\n\r\n" % len(body), body)
-    return b"".join(lines)
 
 
 def _target(url: bytes) -> tuple[bytes, str, bytes]:

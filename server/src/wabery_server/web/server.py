@@ -20,7 +20,8 @@ from wabery_server.web.bounds import (
     TOO_MANY_CONNECTIONS,
     Bounds,
 )
-from wabery_server.web.connection import Connection, Exchange
+from wabery_server.web.connection import Connection
+from wabery_server.web.exchange import Exchange
 
 Refusal = Callable[[errors.WaberyError], tuple[int, list[tuple[bytes, bytes]], bytes]]
 """Makes the answer of a refusal: status, headers, body."""
