@@ -4,13 +4,14 @@ import asyncio
 import os
 import shutil
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from uuid import uuid4
 
 import asyncpg
 import pytest
+import uvloop
 from world import App, Tenant, serving, tenant
 
 from wabery_server import accounts
@@ -121,3 +122,10 @@ async def acme(app: App) -> Tenant:
 @pytest.fixture
 async def globex(app: App) -> Tenant:
     return await tenant(app, "Globex")
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """The product runs on uvloop, so its tests do."""
+    return {"uvloop": uvloop.new_event_loop}

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
@@ -218,7 +219,7 @@ def test_wherever_several_requests_are_cut_they_stay_the_same(data: st.DataObjec
             whole, parts = await http.ask(sent), await http.ask(*cut(sent, points))
             return [(one.status, one.body) for one in whole], [(one.status, one.body) for one in parts]
 
-    whole, parts = asyncio.run(both())
+    whole, parts = uvloop.run(both())
     assert whole == parts
     assert whole
 

@@ -81,8 +81,7 @@ class Connection(asyncio.BufferedProtocol):
     # What the event loop calls
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment]  # uvloop's are not asyncio.Transport, but behave like it
         client, local = transport.get_extra_info("peername"), transport.get_extra_info("sockname")
         if client:
             self._client, self.peer = (str(client[0]), int(client[1])), str(client[0])
