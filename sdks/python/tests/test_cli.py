@@ -905,6 +905,18 @@ def test_verify_can_look_at_an_old_delivery(run: Run, kept: Any) -> None:
     assert "--any-time accepts it" in old.out
 
 
+def test_verify_explains_a_delivery_whose_webhook_headers_were_removed(run: Run, kept: Any) -> None:
+    sent_at = (datetime.now(UTC) - timedelta(days=300)).isoformat()
+    event = {"event": "participant.joined", "payload": {"event_id": "evt_1"}, "sentAt": sent_at}
+    body, headers = sign_for_test(event, WEBHOOK_SECRET)
+    kept(body, {"x-wabery-signature": headers["x-wabery-signature"]})
+
+    old, any_time = run(f"{VERIFY} --json"), run(f"{VERIFY} --any-time")
+
+    assert (old.code, old.json["fault"]) == (1, "timestamp_too_old")
+    assert (any_time.code, any_time.out) == (0, "good: participant.joined evt_1\n")
+
+
 FAULTS: dict[
     str, tuple[Callable[[bytes], bytes], Callable[[dict[str, str]], dict[str, str]], timedelta, str]
 ] = {
@@ -929,6 +941,12 @@ FAULTS: dict[
     ),
     "timestamp_too_old": (bytes, dict, -timedelta(hours=1), "--any-time"),
     "timestamp_too_new": (bytes, dict, timedelta(hours=1), "--any-time"),
+    "no_sent_at": (
+        bytes,
+        lambda headers: {"x-wabery-signature": headers["x-wabery-signature"]},
+        timedelta(),
+        "something may have removed webhook-id",
+    ),
 }
 
 

@@ -3,13 +3,13 @@
 import base64
 import json
 from collections.abc import Iterator
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from wabery import WebhookVerificationError, _core, keys
+from wabery import WebhookVerificationError, _core, keys, webhooks
 from wabery._core import Answer, Call, Core, Pause, Request, connection_error
 from wabery.errors import APIConnectionError, APIError, APITimeoutError
 from wabery.webhooks import sign_for_test, verify
@@ -62,13 +62,21 @@ def test_errors(case: dict[str, Any]) -> None:
     assert raised.value.message
 
 
+def test_the_default_ages_are_those_of_the_vectors() -> None:
+    vectors = json.loads((CONFORMANCE / "signatures.json").read_text())
+
+    assert webhooks.TOLERANCE.total_seconds() == vectors["tolerance"]
+    assert webhooks.MAX_AGE.total_seconds() == vectors["max_age"]
+
+
 @pytest.mark.parametrize("case", cases("signatures.json"))
 def test_signatures(case: dict[str, Any]) -> None:
     now = datetime.fromtimestamp(case["now"], UTC)
+    ages = {"max_age": timedelta(seconds=case["max_age"])} if "max_age" in case else {}
     fault = None
 
     try:
-        verify(body_of(case), case["headers"], case["secrets"], now=now)
+        verify(body_of(case), case["headers"], case["secrets"], now=now, **ages)
     except WebhookVerificationError as refused:
         fault = refused.fault
 

@@ -11,7 +11,7 @@ import { Projects } from "./projects.js";
 import type { ApiPromise } from "./promises.js";
 import { RegistrationIntents } from "./registration-intents.js";
 import { VERSION } from "./version.js";
-import { Webhooks } from "./webhooks.js";
+import { type WebhookSecret, Webhooks } from "./webhooks.js";
 
 export type * from "./api-keys.js";
 export type * from "./channels.js";
@@ -32,6 +32,7 @@ export {
   type VerifyOptions,
   WaberyWebhookVerificationError,
   type WebhookFault,
+  type WebhookSecret,
   type Webhooks,
   webhooks,
 } from "./webhooks.js";
@@ -42,7 +43,7 @@ export interface ClientOptions extends Omit<Connection, "apiKey"> {
   /** Where the API is, `/v1` included. Default: `WABERY_BASE_URL`, else the hosted API. */
   baseUrl?: string | undefined;
   /** What `webhooks` verifies with; several while one replaces another. Default: `WABERY_WEBHOOK_SECRET`. */
-  webhookSecret?: string | readonly string[] | undefined;
+  webhookSecret?: WebhookSecret | readonly WebhookSecret[] | undefined;
 }
 
 /** Make one and keep it: it holds no connection of its own and may be shared. */

@@ -6,11 +6,14 @@
  *     x-wabery-signature   sha256=<hex> over the body           key: UTF-8 of the secret as shown, prefix included
  *     webhook-signature    v1,<base64> over id.timestamp.body   key: what follows `whsec_`, base64-decoded
  *
- * The second (Standard Webhooks 1.0.0) also says when it was signed, so it decides wherever it was sent.
+ * The second (Standard Webhooks 1.0.0) also says when it was signed. Where a delivery carries any of its headers, all
+ * three are required and the time must be within `tolerance` of now. Where it carries none, as from the hosted product,
+ * the first decides, and the `sentAt` in the signed body must be at most `maxAge` old. So an old delivery does not become
+ * new again when its `webhook-*` headers are removed.
  */
 
 import { environment } from "./environment.js";
-import { WaberyError } from "./errors.js";
+import { WaberyConfigurationError, WaberyError } from "./errors.js";
 import type { WebhookEvent } from "./webhook-events.js";
 
 /** The body exactly as it arrived: bytes, or their text. */
@@ -19,10 +22,15 @@ export type RawBody = string | Uint8Array | ArrayBuffer;
 /** `request.headers` of fetch, of Node's http, or a plain object. */
 export type HeadersLike = Headers | Record<string, string | readonly string[] | undefined>;
 
+/** A signing secret: text, or its UTF-8 bytes. */
+export type WebhookSecret = string | Uint8Array;
+
 export interface VerifyOptions {
   /** Seconds that a signature may be old or ahead of this machine's clock. Default 300. */
   tolerance?: number | undefined;
-  /** Refuses a delivery with the contract's header alone, which anybody who has once seen it could send again. */
+  /** Seconds that the signed `sentAt` of a delivery with the contract's header alone may be old. Default 604800, 7 days. */
+  maxAge?: number | undefined;
+  /** Rejects a delivery with the contract's header alone, whatever its age. */
   requireTimestamp?: boolean | undefined;
   /** Instead of this machine's clock. */
   now?: Date | undefined;
@@ -46,6 +54,7 @@ export type WebhookFault =
   | "wrong_signature"
   | "timestamp_too_old"
   | "timestamp_too_new"
+  | "no_sent_at"
   | "not_an_event";
 
 /** A delivery that must not be trusted: answer it with 400 and change nothing. `fault` says which cause it is. */
@@ -60,10 +69,10 @@ export class WaberyWebhookVerificationError extends WaberyError {
 }
 
 export class Webhooks {
-  readonly #secret: string | readonly string[] | undefined;
+  readonly #secret: WebhookSecret | readonly WebhookSecret[] | undefined;
 
   /** `secret` is used wherever a call names none; without it, `WABERY_WEBHOOK_SECRET`. */
-  constructor(secret?: string | readonly string[]) {
+  constructor(secret?: WebhookSecret | readonly WebhookSecret[]) {
     this.#secret = secret;
   }
 
@@ -71,11 +80,15 @@ export class Webhooks {
   async verify(
     body: RawBody,
     headers: HeadersLike,
-    secret?: string | readonly string[],
+    secret?: WebhookSecret | readonly WebhookSecret[],
     options: VerifyOptions = {},
   ): Promise<void> {
+    const { tolerance = 300, maxAge = 604_800, now = new Date() } = options;
+    // A comparison with NaN is false: it would accept every age.
+    if (!(tolerance >= 0 && maxAge >= 0))
+      throw new WaberyConfigurationError("tolerance and maxAge must be seconds, 0 or more; Infinity accepts any age.");
     const bytes = bytesOf(body);
-    const secrets = [secret ?? this.#secret ?? environment("WABERY_WEBHOOK_SECRET") ?? []].flat();
+    const secrets = [secret ?? this.#secret ?? environment("WABERY_WEBHOOK_SECRET") ?? []].flat().map(secretText);
     if (secrets.length === 0 || !secrets.every(Boolean))
       throw new WaberyWebhookVerificationError(
         "no_secret",
@@ -85,14 +98,14 @@ export class Webhooks {
     const standard = options.requireTimestamp || STANDARD.some((name) => header(name) !== null);
     const claims = standard ? standardClaims(header) : contractClaims(header);
     if (!(await anyMatch(claims, secrets, bytes))) throw await refusal(claims, secrets, bytes);
-    if (claims.timestamp !== null) checkClock(claims.timestamp, options);
+    checkAge(now, claims.timestamp ?? sentAt(bytes), claims.timestamp === null ? maxAge : tolerance, tolerance);
   }
 
   /** Verifies, then decodes. An event type newer than this SDK comes through with its name and payload untouched. */
   async unwrap(
     body: RawBody,
     headers: HeadersLike,
-    secret?: string | readonly string[],
+    secret?: WebhookSecret | readonly WebhookSecret[],
     options: VerifyOptions = {},
   ): Promise<WebhookEvent> {
     await this.verify(body, headers, secret, options);
@@ -155,8 +168,7 @@ type Header = (name: string) => string | null;
 
 function standardClaims(header: Header): Claims {
   for (const name of STANDARD)
-    if (header(name) === null)
-      throw new WaberyWebhookVerificationError("missing_header", `The header ${name} is missing. ${DROPPED}`);
+    if (!header(name)) throw new WaberyWebhookVerificationError("missing_header", `The header ${name} is missing. ${DROPPED}`);
   const [id, timestamp, entries] = STANDARD.map((name) => header(name) ?? "") as [string, string, string];
   if (!/^\d{1,12}$/.test(timestamp))
     throw new WaberyWebhookVerificationError("malformed_header", "webhook-timestamp is not a number of Unix seconds.");
@@ -217,19 +229,55 @@ async function refusal(claims: Claims, secrets: string[], body: Uint8Array): Pro
   );
 }
 
-function checkClock(timestamp: number, { tolerance = 300, now = new Date() }: VerifyOptions): void {
-  const age = Math.floor(now.getTime() / 1_000) - timestamp;
-  if (age > tolerance)
+/** `sent` in Unix seconds; `most` and `ahead` are how many seconds it may be old and in the future. */
+function checkAge(now: Date, sent: number, most: number, ahead: number): void {
+  const age = Math.floor(now.getTime() / 1_000) - sent;
+  if (age > most)
     throw new WaberyWebhookVerificationError(
       "timestamp_too_old",
-      `The signature is right but ${age} s old; ${tolerance} s are allowed. Is this machine's clock right, or is it a replay?`,
+      `The signature is right but ${age} s old; ${most} s are allowed. Is this machine's clock right, or is it a replay?`,
     );
-  if (-age > tolerance)
+  if (-age > ahead)
     throw new WaberyWebhookVerificationError(
       "timestamp_too_new",
       `The signature is right but ${-age} s ahead of this machine's clock, which is probably wrong.`,
     );
 }
+
+/** ISO 8601 with seconds and a zone; the other SDKs take the same. */
+const MOMENT =
+  /^(?!0000)(\d{4})-(\d\d)-(\d\d)T(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)$/;
+
+/** The Unix seconds of `sentAt` in a body. */
+function sentAt(body: Uint8Array): number {
+  let text: unknown;
+  try {
+    text = (JSON.parse(new TextDecoder().decode(body)) as { sentAt?: unknown } | null)?.sentAt;
+  } catch {}
+  const [, year, month, day] = (typeof text === "string" && MOMENT.exec(text)) || [];
+  // `Date` takes the 30th of February for the 2nd of March.
+  const date = new Date(Date.UTC(Number(year), Number(month) - 1, Number(day)));
+  if (typeof text !== "string" || date.getUTCMonth() !== Number(month) - 1 || date.getUTCDate() !== Number(day))
+    throw new WaberyWebhookVerificationError(
+      "no_sent_at",
+      "The delivery has no webhook-* headers, and its body no valid `sentAt`, so its age is unknown. Pass all headers of the request; something may have removed webhook-id, -timestamp and -signature.",
+    );
+  return Math.floor(Date.parse(text) / 1_000);
+}
+
+/** A secret as text; bytes are the UTF-8 of one. */
+function secretText(secret: unknown): string {
+  if (typeof secret === "string") return secret;
+  if (isRaw(secret))
+    try {
+      return new TextDecoder("utf-8", { fatal: true, ignoreBOM: true }).decode(bytesOf(secret));
+    } catch {
+      throw new WaberyWebhookVerificationError("no_secret", `The signing secret is not UTF-8. ${TEXT}`);
+    }
+  throw new WaberyWebhookVerificationError("no_secret", `The signing secret is of type ${typeof secret}. ${TEXT}`);
+}
+
+const TEXT = "Pass the project's webhook_secret as text, such as whsec_…";
 
 /** Not by `instanceof`: bytes may come from another realm, as in test runners that isolate by one. */
 function isRaw(body: unknown): body is RawBody {
@@ -250,11 +298,15 @@ function bytesOf(body: RawBody): Uint8Array {
 function reader(headers: HeadersLike): Header {
   const { get } = (headers ?? {}) as Partial<Headers>;
   if (typeof get === "function") return (name) => get.call(headers, name)?.trim() ?? null;
-  const lower = new Map(Object.entries(headers ?? {}).map(([name, value]) => [name.toLowerCase(), value]));
-  return (name) => {
-    const value = lower.get(name);
-    return value == null ? null : [value].flat().join(" ").trim();
-  };
+  const lower = new Map<string, string[]>();
+  for (const [name, value] of Object.entries(headers ?? {}))
+    if (value != null) lower.set(name.toLowerCase(), [...(lower.get(name.toLowerCase()) ?? []), ...[value].flat().map(String)]);
+  // Repeated headers are joined by commas, as HTTP has it.
+  return (name) =>
+    lower
+      .get(name)
+      ?.map((value) => value.trim())
+      .join(", ") ?? null;
 }
 
 /** The body as Wabery writes JSON: without spaces and escapes that another encoder may have added. */

@@ -19,7 +19,7 @@ import { contractServer } from "./target.js";
 interface Signed {
   name: string;
   secrets: string[];
-  headers: Record<string, string>;
+  headers: Record<string, string | string[]>;
   body?: string;
   body_base64?: string;
 }
@@ -38,8 +38,9 @@ const wabery = new Wabery({ apiKey: server.secretKey, baseUrl: server.baseUrl })
 describe("signatures", () => {
   const vectors: {
     tolerance: number;
+    max_age: number;
     signed: (Signed & { id: string; timestamp: number })[];
-    cases: (Signed & { now: number; fault: string | null })[];
+    cases: (Signed & { now: number; max_age?: number; fault: string | null })[];
   } = read("signatures");
   const bytes = ({ body, body_base64: encoded }: Signed) =>
     body === undefined ? Buffer.from(encoded ?? "", "base64") : Buffer.from(body);
@@ -56,7 +57,7 @@ describe("signatures", () => {
 
   for (const vector of vectors.cases)
     test(`verifying: ${vector.name}`, async () => {
-      const options = { now: new Date(vector.now * 1_000), tolerance: vectors.tolerance };
+      const options = { now: new Date(vector.now * 1_000), maxAge: vector.max_age };
       const bodies = vector.body === undefined ? [bytes(vector)] : [bytes(vector), vector.body];
 
       for (const body of bodies) {

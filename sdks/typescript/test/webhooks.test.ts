@@ -166,12 +166,37 @@ describe("the secret", () => {
   });
 });
 
-test("requireTimestamp refuses the contract's header alone, which could be sent again by anybody", async () => {
-  const { headers } = await webhooks.signForTest(BODY, SECRET);
+test("requireTimestamp rejects the contract's header alone, whatever its age", async () => {
+  const body = JSON.stringify({ ...EVENT, sentAt: new Date().toISOString() });
+  const { headers } = await webhooks.signForTest(body, SECRET);
   const alone = { "x-wabery-signature": headers["x-wabery-signature"] };
 
-  await webhooks.verify(BODY, alone, SECRET);
-  await assert.rejects(webhooks.verify(BODY, alone, SECRET, { requireTimestamp: true }), fault("missing_header"));
+  await webhooks.verify(body, alone, SECRET);
+  await assert.rejects(webhooks.verify(body, alone, SECRET, { requireTimestamp: true }), fault("missing_header"));
+});
+
+describe("a secret given as bytes", () => {
+  for (const secret of [SECRET, "grüße, 世界 🔑"])
+    test(`verifies: ${secret}`, async () => {
+      const { body, headers } = await webhooks.signForTest(EVENT, secret);
+
+      await webhooks.unwrap(body, headers, Buffer.from(secret));
+      await webhooks.unwrap(body, headers, [new Uint8Array([1]), new TextEncoder().encode(secret)]);
+    });
+
+  for (const secret of [7, {}, Buffer.from([0xff]), [7], [null], [], "", Buffer.alloc(0), Symbol("x")])
+    test(`is named where it cannot be one: ${String(JSON.stringify(secret) ?? typeof secret)}`, async () => {
+      const { body, headers } = await webhooks.signForTest(EVENT, SECRET);
+
+      await assert.rejects(webhooks.unwrap(body, headers, secret as unknown as string), fault("no_secret"));
+    });
+});
+
+test("an age that is no number is a mistake of configuration, and accepts nothing", async () => {
+  const { body, headers } = await webhooks.signForTest(EVENT, SECRET);
+
+  for (const options of [{ tolerance: Number.NaN }, { maxAge: Number.NaN }, { maxAge: -1 }, { tolerance: -1 }])
+    await assert.rejects(webhooks.verify(body, headers, SECRET, options), { name: "WaberyConfigurationError" });
 });
 
 describe("others agree", () => {

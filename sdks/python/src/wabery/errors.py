@@ -169,6 +169,7 @@ WebhookFault = Literal[
     "wrong_signature",
     "timestamp_too_old",
     "timestamp_too_new",
+    "no_sent_at",
     "not_an_event",
 ]
 

@@ -3,8 +3,11 @@
 `unwrap` verifies and returns a typed `Event`; `verify` only verifies. Both take the raw body, because the signature covers
 its bytes: parse first and they are gone. A delivery carries the contract's header (`x-wabery-signature`, HMAC-SHA256 of
 the body under the secret's UTF-8 bytes, with the next secret's during a rotation in `x-wabery-signature-next`) and the
-headers of Standard Webhooks 1.0 (`webhook-id`, `-timestamp`, `-signature`). Where `webhook-signature` was sent it decides,
-because only it binds the delivery to a moment; without it the contract's header decides alone.
+headers of Standard Webhooks 1.0 (`webhook-id`, `-timestamp`, `-signature`).
+
+- Any Standard Webhooks header: all three are required, and the timestamp must be within `tolerance` of now.
+- None of them, as from the hosted product: the contract's header is checked, and the `sentAt` in the signed body must be
+  at most `max_age` old. So an old delivery does not become new again when its `webhook-*` headers are removed.
 
 Deliveries may repeat: `event.id` is the same each time, so remember the ids you have handled.
 """
@@ -26,7 +29,9 @@ from wabery._models import Object, ReferenceTrust, RegistrationIntent, WhatsAppI
 from wabery.errors import WebhookFault, WebhookVerificationError
 
 TOLERANCE = timedelta(minutes=5)
-"""How far `webhook-timestamp` may be from this machine's clock, either way."""
+"""How far `webhook-timestamp` may be from this machine's clock, either way, and how far `sentAt` may be ahead of it."""
+MAX_AGE = timedelta(days=7)
+"""How old the signed `sentAt` of a delivery may be that carries the contract's header alone."""
 MAX_BODY = 1024 * 1024
 """Bytes the ASGI and WSGI helpers read before they refuse."""
 
@@ -37,7 +42,12 @@ _CONTRACT = ("x-wabery-signature", "x-wabery-signature-next")
 _STANDARD = ("webhook-id", "webhook-timestamp", "webhook-signature")
 _V1 = re.compile(r"(?:^|[\s,])v1,([^\s,]*)")
 """One of several: other versions may stand beside it, and repeated headers arrive joined by commas."""
-_SHA256_HEX = re.compile(r"sha256=([0-9a-f]{64})", re.IGNORECASE)
+_SHA256_HEX = re.compile(r"sha256=([0-9a-f]{64})(?![0-9a-z])", re.IGNORECASE)
+_MOMENT = re.compile(
+    r"(?!0000)\d{4}-\d\d-\d\dT(?:[01]\d|2[0-3]):[0-5]\d:[0-5]\d(?:\.\d{1,9})?(?:Z|[+-](?:[01]\d|2[0-3]):[0-5]\d)",
+    re.ASCII,
+)
+"""ISO 8601 with seconds and a zone; the other SDKs take the same."""
 
 Headers: TypeAlias = (
     Mapping[str, str]
@@ -45,7 +55,8 @@ Headers: TypeAlias = (
     | Iterable[tuple[str, str]]
     | Iterable[tuple[bytes, bytes]]
 )
-Secrets: TypeAlias = str | Sequence[str]
+Secret: TypeAlias = str | bytes
+Secrets: TypeAlias = Secret | Sequence[Secret]
 
 
 # The events
@@ -307,11 +318,20 @@ def unwrap(
     secret: Secrets | None = None,
     *,
     tolerance: timedelta = TOLERANCE,
+    max_age: timedelta = MAX_AGE,
     require_timestamp: bool = False,
     now: datetime | None = None,
 ) -> Event:
     """Verify a delivery and return its event. Raises WebhookVerificationError, whose `fault` names the cause."""
-    verify(body, headers, secret, tolerance=tolerance, require_timestamp=require_timestamp, now=now)
+    verify(
+        body,
+        headers,
+        secret,
+        tolerance=tolerance,
+        max_age=max_age,
+        require_timestamp=require_timestamp,
+        now=now,
+    )
     try:
         content = json.loads(bytes(body))
     except (ValueError, RecursionError):
@@ -336,34 +356,36 @@ def verify(
     secret: Secrets | None = None,
     *,
     tolerance: timedelta = TOLERANCE,
+    max_age: timedelta = MAX_AGE,
     require_timestamp: bool = False,
     now: datetime | None = None,
 ) -> None:
     """Return for an authentic delivery, else raise WebhookVerificationError.
 
-    body: the bytes as received. headers: a mapping or pairs, in any case. secret: one, or several while rotating; left
-    out, WABERY_WEBHOOK_SECRET. require_timestamp: refuse a delivery with the contract's header alone, which anybody who
-    has once seen it could send again. now: aware; for tests.
+    body: the bytes as received. headers: a mapping or pairs, in any case. secret: one, or several while rotating, as text
+    or its UTF-8 bytes; left out, WABERY_WEBHOOK_SECRET. max_age: how old the signed `sentAt` may be where a delivery
+    carries the contract's header alone. require_timestamp: reject such a delivery whatever its age. now: aware; for tests.
     """
     raw = _raw_body(body)
     secrets = _secrets(secret)
     fields = _normalise(headers)
-    if require_timestamp or "webhook-signature" in fields:
-        _verify_standard(raw, fields, secrets, tolerance, now or datetime.now(UTC))
+    moment = int((now or datetime.now(UTC)).timestamp())
+    if require_timestamp or any(name in fields for name in _STANDARD):
+        _verify_standard(raw, fields, secrets, tolerance, moment)
     else:
-        _verify_contract(raw, fields, secrets)
+        _verify_contract(raw, fields, secrets, tolerance, max_age, moment)
 
 
 def _verify_standard(
-    body: bytes, fields: Mapping[str, list[str]], secrets: list[str], tolerance: timedelta, now: datetime
+    body: bytes, fields: Mapping[str, str], secrets: list[str], tolerance: timedelta, now: int
 ) -> None:
     for name in _STANDARD:
-        if name not in fields:
+        if not fields.get(name):
             raise _refusal("missing_header", f"The header {name} is missing.", _DROPPED)
-    event_id, stamp = fields["webhook-id"][0], fields["webhook-timestamp"][0]
+    event_id, stamp = fields["webhook-id"], fields["webhook-timestamp"]
     if not re.fullmatch(r"[0-9]{1,12}", stamp, re.ASCII):
         raise _refusal("malformed_header", "webhook-timestamp is not a number of seconds.", _CHANGED)
-    signatures = [found for line in fields["webhook-signature"] for found in _V1.findall(line)]
+    signatures = _V1.findall(fields["webhook-signature"])
     if not signatures:
         raise _refusal("malformed_header", "webhook-signature holds no v1 signature.", _CHANGED)
 
@@ -372,18 +394,18 @@ def _verify_standard(
 
     if not _any_equal(body, secrets, signatures, expected):
         raise _signature_refusal(body, secrets, signatures, expected)
-    age = now.timestamp() - int(stamp)
-    if abs(age) > tolerance.total_seconds():
-        raise _refusal(
-            "timestamp_too_old" if age > 0 else "timestamp_too_new",
-            f"The delivery was sent {abs(age):.0f} s {'before' if age > 0 else 'after'} this machine's present; "
-            f"{tolerance.total_seconds():.0f} s are allowed.",
-            "Check this machine's clock; an old delivery may be a replay by somebody else.",
-        )
+    _check_age(now - int(stamp), tolerance, tolerance)
 
 
-def _verify_contract(body: bytes, fields: Mapping[str, list[str]], secrets: list[str]) -> None:
-    values = [value for name in _CONTRACT for value in fields.get(name, [])]
+def _verify_contract(
+    body: bytes,
+    fields: Mapping[str, str],
+    secrets: list[str],
+    tolerance: timedelta,
+    max_age: timedelta,
+    now: int,
+) -> None:
+    values = [fields[name] for name in _CONTRACT if name in fields]
     if not values:
         raise _refusal(
             "missing_header", "There is neither x-wabery-signature nor webhook-signature.", _DROPPED
@@ -395,6 +417,36 @@ def _verify_contract(body: bytes, fields: Mapping[str, list[str]], secrets: list
         )
     if not _any_equal(body, secrets, signatures, _contract_signature):
         raise _signature_refusal(body, secrets, signatures, _contract_signature)
+    sent_at = _sent_at(body)
+    if sent_at is None:
+        raise _refusal(
+            "no_sent_at",
+            "The delivery has no webhook-* headers, and its body no valid `sentAt`, so its age is unknown.",
+            "Pass all headers of the request; something may have removed webhook-id, -timestamp and -signature.",
+        )
+    _check_age(now - sent_at, max_age, tolerance)
+
+
+def _sent_at(body: bytes) -> int | None:
+    """The Unix seconds of `sentAt` in a body; None without a valid one."""
+    try:
+        content = json.loads(body.decode("utf-8-sig"))
+        text = content["sentAt"]
+        return int(datetime.fromisoformat(text).timestamp()) if _MOMENT.fullmatch(text) else None
+    except (ValueError, TypeError, KeyError, RecursionError, OverflowError):
+        return None
+
+
+def _check_age(age: int, most: timedelta, ahead: timedelta) -> None:
+    """`age` in seconds; negative for a delivery from the future."""
+    limit = ahead if age < 0 else most
+    if abs(age) > limit.total_seconds():
+        raise _refusal(
+            "timestamp_too_new" if age < 0 else "timestamp_too_old",
+            f"The delivery was sent {abs(age)} s {'after' if age < 0 else 'before'} the time of this machine's clock; "
+            f"{limit.total_seconds():.0f} s are allowed.",
+            "Check this machine's clock; an old delivery may be a replay by an attacker.",
+        )
 
 
 _DROPPED = "A proxy or framework may have dropped it; pass the request's own headers."
@@ -474,7 +526,10 @@ def _raw_body(body: object) -> bytes:
 def _secrets(secret: Secrets | None) -> list[str]:
     if secret is None:
         secret = os.environ.get("WABERY_WEBHOOK_SECRET", "")
-    secrets = [secret] if isinstance(secret, str) else list(secret)
+    given: object = [secret] if isinstance(secret, str | bytes | bytearray | memoryview) else secret
+    if not isinstance(given, Sequence):
+        given = [given]
+    secrets = [_secret_text(one) for one in given]
     if not secrets or not all(secrets):
         raise _refusal(
             "no_secret", "No signing secret was given.", "Pass secret=… or set WABERY_WEBHOOK_SECRET."
@@ -482,20 +537,37 @@ def _secrets(secret: Secrets | None) -> list[str]:
     return secrets
 
 
-def _normalise(headers: Headers) -> dict[str, list[str]]:
-    """Lower-case names to values. Anything that is not a header is left out, so that odd input is 'missing', not a crash."""
+def _secret_text(secret: object) -> str:
+    """A secret as text; bytes are the UTF-8 of one."""
+    if isinstance(secret, bytes | bytearray | memoryview):
+        with contextlib.suppress(ValueError):
+            return bytes(secret).decode()
+        raise _refusal("no_secret", "The signing secret is not UTF-8.", _TEXT)
+    if isinstance(secret, str):
+        return secret
+    raise _refusal("no_secret", f"The signing secret is of type {type(secret).__name__}.", _TEXT)
+
+
+_TEXT = "Pass the project's webhook_secret as text, such as whsec_…"
+
+
+def _normalise(headers: Headers) -> dict[str, str]:
+    """Lower-case names to values; those of a repeated header are joined by commas, as HTTP has it.
+
+    Anything that is not a header is left out, so that odd input is 'missing', not a crash.
+    """
     pairs: Iterable[Any] = headers.items() if isinstance(headers, Mapping) else headers
-    fields: dict[str, list[str]] = {}
+    fields: dict[str, str] = {}
     for pair in pairs:
         if not isinstance(pair, Sequence) or isinstance(pair, str | bytes) or len(pair) != 2:
             continue
         name, value = _header_text(pair[0]), pair[1]
         if name is None:
             continue
-        values = value if isinstance(value, list | tuple) else [value]
-        texts = [text.strip() for text in map(_header_text, values) if text is not None]
-        if texts:
-            fields.setdefault(name.lower(), []).extend(texts)
+        name = name.lower()
+        for text in map(_header_text, value if isinstance(value, list | tuple) else [value]):
+            if text is not None:
+                fields[name] = f"{fields[name]}, {text.strip()}" if name in fields else text.strip()
     return fields
 
 
