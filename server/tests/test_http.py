@@ -1,9 +1,11 @@
 """The HTTP server by itself: what is one request, where it ends, and what is answered, byte by byte on real sockets."""
 
 import asyncio
+import gzip
 import json
 import re
 from collections.abc import AsyncIterator
+from ipaddress import ip_network
 from typing import Any, NamedTuple
 
 import pytest
@@ -12,6 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from starlette.types import Receive, Scope, Send
 from wire import Http, Reply, client, cut, echo, get, post, replies, said, serving
+from world import INTENTS, App, Tenant
+
+from wabery_server.web import client_address
 
 INNER = b"GET /inner HTTP/1.1\r\nHost: x\r\n\r\n"
 
@@ -350,3 +355,203 @@ async def test_a_server_that_stops_does_not_wait_for_ever() -> None:
         await asyncio.wait_for(http.server.drain(seconds=0.2), 5)
 
     assert cancelled.is_set()
+
+
+# Wabery behind it
+
+
+def at(app: App) -> tuple[str, int]:
+    host, _, port = app.base_url.removeprefix("http://").partition(":")
+    return host, int(port)
+
+
+def mint(key: str, more: bytes = b"", *, length: int | None = None) -> bytes:
+    """A mint on the wire, without its body when `length` is given."""
+    body = b'{"customer_reference": "user_1"}'
+    head = b"POST /v1/registration-intents HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+    head += b"Authorization: Bearer " + key.encode() + b"\r\n" + more
+    if length is not None:
+        return head + b"Content-Length: %d\r\n\r\n" % length
+    return head + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+@pytest.mark.hostile
+async def test_a_late_body_after_an_upgrade_is_never_a_second_request(app: App) -> None:
+    inner = b"GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"
+    outer = (
+        b"POST /inbound/whatsapp HTTP/1.1\r\nHost: x\r\n"
+        + UPGRADE
+        + b"Content-Length: %d\r\n\r\n" % len(inner)
+    )
+
+    answers = replies(await said(at(app), [outer, inner], pause=0.2))
+
+    assert [answer.status for answer in answers] == [401]
+    assert json.loads(answers[0].body)["error"] == "invalid_signature"
+
+
+@pytest.mark.parametrize("pause", [0.0, 0.05])
+async def test_java_s_http_client_mints(app: App, acme: Tenant, pause: float) -> None:
+    """It offers h2c on every request of a new connection, and sends the body in a packet of its own."""
+    sent = mint(acme.secret_key, JAVA)
+    head, end, body = sent.partition(b"\r\n\r\n")
+
+    (answer,) = replies(await said(at(app), [head + end, body], pause=pause))
+
+    assert (answer.status, json.loads(answer.body)["status"]) == (200, "PENDING")
+
+
+async def test_curl_mints_with_http2_on_offer(app: App, acme: Tenant) -> None:
+    curl = await asyncio.create_subprocess_exec(
+        *("curl", "--silent", "--show-error", "--http2", "--max-time", "10", "--data", '{"customer_reference": "a"}'),
+        *("--header", "Content-Type: application/json", "--header", f"Authorization: Bearer {acme.secret_key}"),
+        app.base_url + INTENTS,
+        stdout=asyncio.subprocess.PIPE,
+    )  # fmt: skip
+    answer, _ = await curl.communicate()
+
+    assert json.loads(answer)["status"] == "PENDING"
+
+
+@pytest.mark.parametrize("more", [b"", b"Expect: 100-continue\r\n"], ids=["plain", "Expect"])
+async def test_a_key_is_judged_before_a_body_is_asked_for(app: App, acme: Tenant, more: bytes) -> None:
+    """Nothing of the body is ever sent; a limit, a scope and an origin are judged in the same place."""
+    for key, status in (("wab_live_mistyped", 401), (acme.publishable_key, 401), ("", 401)):
+        async with client(at(app)) as asking:
+            await asking.send(mint(key, more, length=60_000))
+            answer = await asking.reply()
+        assert answer.status == status
+        assert answer.get("content-length") is not None
+
+
+async def test_a_large_body_without_a_key_is_not_read_on(app: App) -> None:
+    async with client(at(app)) as asking:
+        await asking.send(mint("wab_live_mistyped", length=2_000_000_000) + b"x" * 100_000)
+        answer = await asking.reply()
+        rest = await asking.rest()
+
+    assert (answer.status, answer.get("connection"), rest) == (401, "close", b"")
+
+
+@pytest.mark.parametrize("name", ["Authorization", "x-wabery-publishable-key", "x-wabery-client-secret"])
+async def test_two_credentials_of_a_kind_are_rejected(app: App, acme: Tenant, name: str) -> None:
+    good = {
+        "Authorization": f"Bearer {acme.secret_key}",
+        "x-wabery-publishable-key": acme.publishable_key,
+        "x-wabery-client-secret": "wcs_some",
+    }
+    key = "Authorization" if name == "Authorization" else "x-wabery-publishable-key"
+    lines = [f"{key}: {good[key]}", f"{name.upper()}: {good[name]}", f"{name.lower()}: other"]
+    head = "\r\n".join(["GET /v1/registration-intents HTTP/1.1", "Host: x", *lines, "", ""]).encode()
+
+    (answer,) = replies(await said(at(app), [head]))
+
+    body = json.loads(answer.body)
+    assert (answer.status, body["error"]) == (400, "invalid_request")
+    assert name.lower() in body["message"]
+
+
+TAGS = [
+    ("{tag}", 304), ("W/{tag}", 304), ('"other", {tag}', 304), ('"other" , W/"x",W/{tag}', 304), ("*", 304), (" * ", 304),
+    ('"a,b", {tag}', 304), ('"other"', 200), ("{bare}", 200), ('"{bare}x"', 200), ("", 200), ('W/"other"', 200),
+]  # fmt: skip
+
+
+async def test_if_none_match_is_a_list_of_tags_and_weak_ones_match(app: App, acme: Tenant) -> None:
+    intent = await app.mint(acme.secret_key)
+    for path, key in ((f"{INTENTS}/{intent['id']}", acme.secret_key), ("/v1/openapi.json", None)):
+        tag = (await app.call("GET", path, key)).headers["ETag"]
+        for header, status in TAGS:
+            sent = header.format(tag=tag, bare=tag.strip('"'))
+            reply = await app.call("GET", path, key, headers={"If-None-Match": sent})
+            assert reply.status == status, (path, sent)
+            assert reply.headers["ETag"] == tag
+            assert ("Content-Length" in reply.headers) is (status == 200)
+
+
+async def test_several_lines_of_if_none_match_are_one_list(app: App) -> None:
+    tag = (await app.call("GET", "/v1/openapi.json", headers={"Accept-Encoding": "identity"})).headers["ETag"]
+    head = f'GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\nIf-None-Match: "a"\r\nIf-None-Match: {tag}\r\nIf-None-Match: "b"\r\n\r\n'
+
+    (answer,) = replies(await said(at(app), [head.encode()]))
+
+    assert answer.status == 304
+
+
+@pytest.mark.parametrize(
+    ("accepted", "packed"),
+    [
+        ("gzip", True), ("br, GZIP;q=0.5", True), ("*", True), ("gzip;q=0", False), ("gzip; q=0.000", False),
+        ("identity", False), ("", False), ("*;q=0", False), ("gzip;q=0, *", False), ("br", False),
+    ],
+)  # fmt: skip
+async def test_the_contract_is_compressed_for_who_takes_it(app: App, accepted: str, *, packed: bool) -> None:
+    head = f"GET /v1/openapi.json HTTP/1.1\r\nHost: x\r\nAccept-Encoding: {accepted}\r\n\r\n"
+
+    (answer,) = replies(await said(at(app), [head.encode()]))
+
+    assert answer.get("content-encoding") == ("gzip" if packed else None)
+    assert answer.get("vary") == "Accept-Encoding"
+    text = gzip.decompress(answer.body) if packed else answer.body
+    assert json.loads(text)["openapi"] == "3.1.0"
+
+
+async def test_every_answer_forbids_guessing_its_type(app: App, acme: Tenant) -> None:
+    key = acme.publishable_key
+    origin = {"Origin": "https://shop.example"}
+    asked = [
+        ("GET", "/livez", None), ("GET", "/nowhere", None), ("DELETE", "/livez", None), ("OPTIONS", INTENTS, None),
+        ("GET", INTENTS, None), ("GET", INTENTS, acme.secret_key), ("GET", f"{INTENTS}/reg_none", key),
+        ("GET", "/errors/not_found", None), ("GET", "/v1/openapi.json", None),
+    ]  # fmt: skip
+
+    for method, path, with_key in asked:
+        reply = await app.call(method, path, with_key, headers=origin if method == "OPTIONS" else {})
+        assert reply.headers.getall("X-Content-Type-Options") == ["nosniff"], (method, path)  # type: ignore[attr-defined]  # aiohttp's headers
+
+
+async def test_a_query_is_read_where_it_is_used_and_bounded(app: App, acme: Tenant) -> None:
+    many = "&".join(f"a{number}" for number in range(5_000))
+
+    open_call = await app.call("GET", f"/livez?{many}")
+    keyed = await app.call("GET", f"{INTENTS}?{many}", acme.secret_key)
+
+    assert open_call.status == 200
+    assert (keyed.status, keyed.body["error"]) == (400, "invalid_request")
+    assert "64" in keyed.body["message"]
+
+
+PROXY = (ip_network("10.0.0.0/8"), ip_network("2001:db8:ffff::/48"))
+
+
+@pytest.mark.parametrize(
+    ("forwarded", "caller"),
+    [
+        ("203.0.113.7", "203.0.113.7"),
+        ("203.0.113.7:5678", "203.0.113.7"),
+        ("[2001:db8::1]:443", "2001:db8::1"),
+        ("[2001:db8::1]", "2001:db8::1"),
+        ("2001:db8::1", "2001:db8::1"),
+        ('"[2001:db8::1]:443"', "2001:db8::1"),
+        ('"203.0.113.7:80"', "203.0.113.7"),
+        ("::ffff:203.0.113.7", "203.0.113.7"),
+        ("[::ffff:203.0.113.7]:9", "203.0.113.7"),
+        ("198.51.100.1, 203.0.113.7:1, 10.1.1.1:2", "203.0.113.7"),
+        ("198.51.100.1, 203.0.113.7, [2001:db8:ffff::2]:443", "203.0.113.7"),
+        ("203.0.113.7,,  ,", "203.0.113.7"),
+        # What is not an address ends the search at the last proxy that is trusted.
+        ("203.0.113.7, unknown", "10.0.0.1"),
+        ("203.0.113.7, unknown, 10.2.2.2", "10.2.2.2"),
+        ("_hidden", "10.0.0.1"),
+        ("203.0.113.7:port", "10.0.0.1"),
+        ("1.2.3", "10.0.0.1"),
+        ("[", "10.0.0.1"),
+        ('"', "10.0.0.1"),
+        ("", "10.0.0.1"),
+        ("10.3.3.3, 10.2.2.2", "10.3.3.3"),
+    ],
+)
+def test_the_caller_is_the_last_address_that_no_proxy_vouches_for(forwarded: str, caller: str) -> None:
+    assert client_address("10.0.0.1", forwarded, PROXY) == caller
+    assert client_address("192.0.2.1", forwarded, PROXY) == "192.0.2.1"
+    assert client_address("10.0.0.1", forwarded, ()) == "10.0.0.1"

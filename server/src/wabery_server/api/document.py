@@ -10,6 +10,7 @@ import gzip
 import inspect
 import json
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple, get_args, get_origin
 
@@ -61,11 +62,14 @@ class More(NamedTuple):
 
 async def openapi(call: Call) -> Answer:
     """This document."""
-    served = await asyncio.to_thread(_served) if not _served.cache_info().currsize else _served()
+    served = _encoded() if _encoded.cache_info().currsize else await asyncio.to_thread(_served)
     version = served.packed if takes_gzip(call.headers) else served.plain
     if not_modified(call.headers, version.tag):
         return Answer(b"", 304, version.headers)
     return Answer(version.body, 200, version.headers)
+
+
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class _Version(NamedTuple):
@@ -81,9 +85,14 @@ class _Served(NamedTuple):
     packed: _Version
 
 
-@functools.cache
 def _served() -> _Served:
-    """Encoded and compressed once: many clients may ask for it at once, and it takes some 10 ms."""
+    """Encoded and compressed once, however many ask for it at once."""
+    with _ONE_AT_A_TIME:
+        return _encoded()
+
+
+@functools.cache
+def _encoded() -> _Served:
     body = document().encode()
     varies = (b"vary", b"Accept-Encoding")
     plain, packed = etag(body), etag(b"gzip" + body)

@@ -449,12 +449,13 @@ class Connection(asyncio.BufferedProtocol):
         """Ends what this connection waits for, so that another one has its place."""
         if self._exchange is not None and self._body is not None:
             self._exchange.fail(refusal)
-        elif self._exchange is None and self._buffer and not self._closing:
-            self._refuse(refusal)
-        elif not self._closing:
-            self._finish()
-        else:
+        elif self._closing or self._exchange is not None:
             self._transport.abort()
+        else:
+            if self._buffer:
+                self._transport.write(whole_answer(*self.server.refuse(refusal)))
+            self._closing = True
+            self._close()
 
     def shut_down(self) -> None:
         """The server stops: a request under way is answered, nothing else."""

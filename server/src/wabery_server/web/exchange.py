@@ -55,6 +55,8 @@ class Exchange:
         self._ended = False
         """Whether the application has the whole body."""
         self._failure: errors.WaberyError | None = None
+        """Why the body will not be complete, until the application has heard of it."""
+        self._lost_body = False
         self._lost = False
         self._half_closed = False
         self._news: asyncio.Event | None = None
@@ -134,9 +136,13 @@ class Exchange:
         Raises errors.WaberyError when the body cannot be completed.
         """
         while True:
-            if self._failure is not None:
-                raise self._failure
-            if self._lost or self._answered:
+            if (failure := self._failure) is not None:
+                self._failure, self._lost_body = None, True
+                try:
+                    raise failure
+                finally:
+                    del failure  # its traceback holds this frame, and with it what has come of the body
+            if self._lost_body or self._lost or self._answered:
                 return _DISCONNECT
             if self._parts or not (self.more or self._ended):
                 parts, self._parts = self._parts, []

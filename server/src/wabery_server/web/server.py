@@ -151,11 +151,12 @@ class Server:
         if len(self.connections) > most:
             TOO_MANY_CONNECTIONS.hit(peer=connection.peer, limit=most)
             refusal = errors.Unavailable("The server has too many connections.", retry_after=2)
-            if len(self.connections) > most + most // 10:
-                connection.abort()
-                return
             if not self._make_room(refusal):
-                connection.turn_away(refusal)
+                # An answer takes a moment to be read; of many at once, the rest are cut.
+                if len(self.connections) > most + most // 10:
+                    connection.abort()
+                else:
+                    connection.turn_away(refusal)
                 return
         self.first_byte.add(connection)
 
