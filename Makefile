@@ -6,7 +6,7 @@ SOURCES := conftest.py server/src sdks/python/src server/tests sdks/python/tests
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help dev demo test check fix bench openapi docs lock clean
+.PHONY: help dev demo test hostile check fix bench openapi docs lock clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):[^#]*## (.*)/  make \1\t\2/' | expand -t 18
@@ -17,9 +17,12 @@ dev: .venv/installed ## run the product on http://127.0.0.1:8420 (data in ./.wab
 demo: .venv/installed ## the whole story, headless: mint, send, join, signed webhook
 	@$(BIN)/wabery demo
 
-test: check ## every check, then every test
+test: check .venv/debian/installed ## every check, then every test
 	@$(BIN)/pytest -n 2 --dist worksteal $(TESTS)
 	@npm run test:only --silent
+
+hostile: .venv/debian/installed ## only the clients and receivers that mean harm, in under two minutes
+	@$(BIN)/pytest -n 2 --dist worksteal -m hostile $(TESTS)
 
 check: .venv/installed node_modules/installed ## formatting, lint, types, packages, import rule, migrations, openapi.json, docs/reference
 	@$(BIN)/ruff format --check $(SOURCES)
@@ -67,6 +70,17 @@ clean: ## remove what the commands above made
 	@$(PYTHON) -m venv --clear .venv
 	@$(BIN)/pip install --quiet --require-hashes -r requirements/dev.txt
 	@$(BIN)/pip install --quiet --no-build-isolation --no-deps -e sdks/python -e server
+	@touch $@
+
+# The proxies of the production page, which tests/test_proxies.py attacks: Debian's packages, unpacked here and not installed.
+.venv/debian/installed: .venv/installed
+	@mkdir -p $(@D)
+	@PATH="$$PATH:/usr/sbin:/sbin"; if ! { command -v nginx && command -v caddy; } >/dev/null; then \
+	  echo "Fetching nginx and caddy into .venv (once)" >&2; cd $(@D); \
+	  { apt-get download nginx caddy || { apt-get update && apt-get download nginx caddy; }; } >log 2>&1 \
+	    && for package in *.deb; do dpkg -x "$$package" .; done && usr/bin/caddy version >>log 2>&1 && usr/sbin/nginx -v >>log 2>&1 \
+	    || { cat log >&2; echo "The tests need nginx and caddy: apt-get install nginx-light caddy" >&2; exit 1; }; \
+	fi
 	@touch $@
 
 node_modules/installed: package-lock.json sdks/typescript/package.json
