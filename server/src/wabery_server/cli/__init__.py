@@ -92,9 +92,25 @@ def serve(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
         configure_logs(settings)
         if fd is None and settings.workers > 1:
             sys.exit(house.supervise(settings))
-        sockets = [socket.socket(fileno=fd)] if fd is not None else None
-        with house.ground(settings) as ground:
-            run(_on(ground, lambda installation: house.serve(ground, installation, sockets=sockets)))
+        if fd is None:
+            with house.ground(settings) as ground:
+                run(_on(ground, lambda installation: house.serve(ground, installation)))
+            return
+        house.tether()
+        sockets = [socket.socket(fileno=fd)]
+        with house.ground(settings, supervised=True) as ground:
+            run(
+                _on(
+                    ground,
+                    lambda installation: house.serve(
+                        ground,
+                        installation,
+                        sockets=sockets,
+                        supervised=True,
+                        on_ready=lambda _service: house.say_ready(),
+                    ),
+                )
+            )
 
     _served(body)
 
@@ -237,7 +253,7 @@ def fail(text: str, code: int) -> NoReturn:
 async def _on(ground: "Ground", body: "Callable[[Opened], Coroutine[Any, Any, None]]") -> None:
     from wabery_server.main import opened
 
-    async with opened(ground) as installation:
+    async with opened(ground, serving=True) as installation:
         await body(installation)
 
 

@@ -160,7 +160,14 @@ def _version(directory: Path) -> int | None:
         return None
     command = [str(directory / "postgres"), "--version"]
     try:
-        ran = subprocess.run(command, check=False, capture_output=True, env=_environment(), timeout=10)  # noqa: S603 -- no shell
+        ran = subprocess.run(  # noqa: S603 -- no shell
+            command,
+            check=False,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=_environment(),
+            timeout=10,
+        )
     except (OSError, subprocess.TimeoutExpired):
         return None
     match = re.match(rb"postgres \(PostgreSQL\) (\d+)", ran.stdout)
