@@ -158,6 +158,7 @@ async def serving(
         try:
             yield App(service, f"http://127.0.0.1:{listening.getsockname()[1]}", web, server)
         finally:
+            await service.readiness.close()
             await service.drain()
             await server.drain(seconds=1.0)
 

@@ -281,7 +281,8 @@ async def service(
             signals=signals,
             directory=directory,
         )
-        yield Running(running, application(running, OPERATIONS, extra(running) if extra else []))
+        async with running.readiness:
+            yield Running(running, application(running, OPERATIONS, extra(running) if extra else []))
 
 
 async def serve(

@@ -183,8 +183,11 @@ class Resource:
                 call.known_query(*operation.query)
             answer = await _run(operation, call)
         except errors.WaberyError as refusal:
+            if refusal.status == errors.Unavailable.status:
+                self._service.readiness.notice(refusal)
             answer = refused(refusal, request_id, out, self._service.settings)
-        except Exception:  # noqa: BLE001  # whatever it is, the caller is answered and the log has it
+        except Exception as failure:  # noqa: BLE001  # whatever it is, the caller is answered and the log has it
+            self._service.readiness.notice(failure)
             logs.log.exception("internal_error", extra={"facts": {"request_id": request_id}})
             answer = refused(errors.InternalError(), request_id, out, self._service.settings)
         await respond(send, answer, out, scope["method"], receive)

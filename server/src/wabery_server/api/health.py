@@ -1,11 +1,7 @@
-"""/livez and /readyz: for whoever supervises the process. Neither touches the lanes of the hot path."""
-
-import asyncio
+"""/livez and /readyz, for a load balancer or a process manager. Neither waits for the database."""
 
 from wabery_server import errors
 from wabery_server.api.call import Answer, Call
-
-_READY_SECONDS = 2.0
 
 
 async def live(call: Call) -> Answer:
@@ -14,12 +10,9 @@ async def live(call: Call) -> Answer:
 
 
 async def ready(call: Call) -> Answer:
-    """The database answers, and the process is not shutting down."""
+    """The database answers and takes writes, and the process is not shutting down."""
     if call.service.draining:
         raise errors.Unavailable("The server is shutting down.", retry_after=5)
-    try:
-        async with asyncio.timeout(_READY_SECONDS):
-            await call.service.database.run(lambda tx: tx.rows("select 1"))
-    except TimeoutError:
-        raise errors.Unavailable("The database does not answer.", retry_after=5) from None
+    if (problem := await call.service.readiness.ask()) is not None:
+        raise errors.Unavailable(problem, retry_after=1)
     return call.answer({"status": "ok"})

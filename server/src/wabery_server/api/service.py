@@ -11,6 +11,7 @@ from typing import NamedTuple, Self
 from wabery_server import errors, inbox, intents, metrics
 from wabery_server.accounts import Directory, UnroutableChanges
 from wabery_server.api.drawing import Drawer
+from wabery_server.api.readiness import Readiness
 from wabery_server.clock import Clock
 from wabery_server.db import DEADLINE, Database, Tx
 from wabery_server.db.batcher import Batcher
@@ -63,6 +64,7 @@ class Service:
         self.draining = False
         self.faults = Faults()
         self.unroutable = UnroutableChanges(database)
+        self.readiness = Readiness(database.source, clock)
         grouped = settings.batch_per_project
         self.minting: Batcher[Mint, Minted] = Batcher(
             database,

@@ -146,6 +146,12 @@ create table audit (
 );
 create index audit_by_project on audit (project_id, id);
 
+-- Each process writes a row now and then, to notice when the database takes no writes.
+create table readiness (
+    slot        bigint primary key,
+    checked_at  timestamptz not null
+);
+
 -- Hot tables --------------------------------------------------------------------------------------------------------
 
 -- last_used, written lazily.
