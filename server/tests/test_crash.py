@@ -4,129 +4,30 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
-import subprocess
-import sys
 import tempfile
 from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 
 import aiohttp
-import asyncpg
 import pytest
 from aiohttp import web
+from house import PATIENCE, House
 from world import INTENTS, Tenant
 
-from wabery_server import accounts
-from wabery_server.accounts import KeyDraft, ProjectChanges, ProjectDraft
 from wabery_server.contacts import Identity
-from wabery_server.db import Database, Row, Source, Tx
-from wabery_server.db.embedded import Embedded
 from wabery_server.phone import payloads
-from wabery_server.secrets import Keyring, Subkeys
 
 pytestmark = pytest.mark.slow
 
-PATIENCE = 40  # seconds until a wait in a test counts as a failure
 CLIENTS = 12
 ENOUGH = 250
 """Acknowledgements before a kill, and between one and the next."""
 ROUNDS = 3
-
-
-class House:
-    """A service on a durable PostgreSQL of its own, that can be killed and started again."""
-
-    def __init__(self, folder: Path) -> None:
-        self.data = folder / "data"
-        self.url = ""
-        self._log = folder / "log"
-        self._process: subprocess.Popen[bytes] | None = None
-
-    async def start(self) -> None:
-        self._spawn()
-        async with asyncio.timeout(PATIENCE), aiohttp.ClientSession() as session:
-            while not await _answers(session, f"{self.url}/readyz"):
-                assert self.running(), self._log.read_text()[-2000:]
-                await asyncio.sleep(0.02)  # a process that starts has no event for us to wait for
-
-    def _spawn(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        self.url = f"http://127.0.0.1:{port}"
-        kept = {name: value for name, value in os.environ.items() if not name.startswith("WABERY_")}
-        kept.pop("DATABASE_URL", None)
-        settings = {
-            "WABERY_DATA_DIR": str(self.data),
-            "WABERY_PORT": str(port),
-            "WABERY_DELIVERY_ALLOW_NETWORKS": "127.0.0.0/8",
-            "WABERY_DELIVERY_ALLOW_PORTS": "any",
-        }
-        command = [sys.executable, "-m", "wabery_server", "serve"]
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(command, env=kept | settings, stderr=log)  # this very program
-
-    def running(self) -> bool:
-        return self._process is not None and self._process.poll() is None
-
-    def kill(self) -> None:
-        assert self._process is not None
-        self._process.kill()
-        self._process.wait(PATIENCE)
-
-    def stop(self) -> None:
-        """As an operator would; safe to repeat."""
-        if self._process is not None:
-            self._process.terminate()
-            self._process.wait(PATIENCE)
-
-    def postmaster(self) -> int:
-        return int((self.data / "data/postmaster.pid").read_text().split("\n")[0])
-
-    async def tenant(self, webhook_url: str | None = None) -> Tenant:
-        keyring = Keyring(Subkeys((self.data / "secret.key").read_text().strip()))
-        at = datetime.now(UTC)
-
-        async def make(tx: Tx) -> Tenant:
-            organization_id = await accounts.find_organization(tx)
-            new = accounts.new_project(organization_id, ProjectDraft(name="Acme"), keyring=keyring, at=at)
-            await accounts.create_project(tx, new, keyring=keyring, actor="cli:test", at=at)
-            changes = ProjectChanges(webhook_url=webhook_url)
-            project, _ = await accounts.update_project(
-                tx, new.project.id, changes, keyring=keyring, actor="cli:test", at=at
-            )
-            secret = accounts.new_key(project, KeyDraft(name="server", scopes=["full"]), at)
-            public = accounts.new_key(project, KeyDraft(name="page", kind="publishable"), at)
-            for key in (secret, public):
-                await accounts.create_key(tx, key, actor="cli:test", at=at)
-            (channel,) = await accounts.list_channels(tx, project.id, limit=10)
-            credentials = await accounts.unseal_credentials(tx, channel, keyring=keyring)
-            return Tenant(
-                project, channel, credentials.app_secrets[0], secret.value, public.value, secret.key.id
-            )
-
-        with self._embedded() as embedded:
-            async with Database(Source(parts=embedded.address.dsn_kwargs()), pool_size=1) as database:
-                return await database.run(make)
-
-    async def rows(self, sql: str, *values: object) -> list[Row]:
-        """Asks the cluster directly; while the service is dead, by owning it meanwhile."""
-        with self._embedded() as embedded:
-            connection = await asyncpg.connect(**embedded.address.dsn_kwargs())
-            try:
-                return list(await connection.fetch(sql, *values))
-            finally:
-                await connection.close()
-
-    @contextmanager
-    def _embedded(self) -> Iterator[Embedded]:
-        with closing(Embedded.open(self.data)) as embedded:
-            yield embedded
 
 
 @pytest.fixture
@@ -137,9 +38,9 @@ def folder() -> Iterator[Path]:
         yield Path(name)
 
 
-@pytest.fixture
-async def house(folder: Path) -> AsyncIterator[House]:
-    made = House(folder)
+@pytest.fixture(params=[1, 2], ids=["1 process", "2 processes"])
+async def house(folder: Path, request: pytest.FixtureRequest) -> AsyncIterator[House]:
+    made = House(folder, workers=request.param)
     try:
         await made.start()
         yield made
@@ -406,11 +307,3 @@ async def test_kill_9_of_the_service_among_deliveries_loses_none_and_changes_no_
     assert all(set(got) == {bodies[event_id]} for event_id, got in receiver.got.items())
     states = await house.rows("select distinct state from deliveries")
     assert [row["state"] for row in states] == ["delivered"]
-
-
-async def _answers(session: aiohttp.ClientSession, url: str) -> bool:
-    try:
-        async with session.get(url) as answer:
-            return answer.status == 200
-    except aiohttp.ClientError:
-        return False

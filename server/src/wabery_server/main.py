@@ -25,7 +25,7 @@ from wabery_server.api.app import application, edge_refusals
 from wabery_server.api.routes import OPERATIONS
 from wabery_server.api.service import Service
 from wabery_server.clock import Clock, SystemClock
-from wabery_server.db import Database, Row, Source
+from wabery_server.db import Database, Row, Source, embedded
 from wabery_server.db.embedded import Embedded, EmbeddedError, Folder, UntrustedFolder, default_directory
 from wabery_server.db.migrate import MigrationError, migrate, pending
 from wabery_server.db.signals import Signals
@@ -87,7 +87,7 @@ class Ground:
                 self.embedded = Embedded.open(
                     self.directory,
                     may_own=not supervised,
-                    settings={"max_connections": str(max(40, _connections(settings) + _SPARE_CONNECTIONS))},
+                    settings=_embedded_settings(settings),
                 )
             except EmbeddedError as failure:
                 raise CannotStart(str(failure)) from failure
@@ -204,6 +204,11 @@ _LEAST_SPARE_CONNECTIONS = 3
 def _connections(settings: Settings) -> int:
     """What all processes may open."""
     return settings.workers * (settings.max_connections + settings.read_lanes + _LANES)
+
+
+def _embedded_settings(settings: Settings) -> dict[str, str]:
+    most = _connections(settings) + _SPARE_CONNECTIONS
+    return {"max_connections": str(max(int(embedded.SETTINGS["max_connections"]), most))}
 
 
 def fitting_pool(settings: Settings, allowed: int) -> int:
