@@ -114,8 +114,8 @@ async def test_an_event_loop_never_waits_for_the_embedded_database(house: House,
             killed = house.postmaster()
             os.kill(killed, signal.SIGKILL)
             async with asyncio.timeout(PATIENCE):
-                while not await answers(made, killed):
-                    await asyncio.sleep(0.05)  # nothing tells us
+                while not await answers(made, killed):  # noqa: ASYNC110  # nothing tells us
+                    await asyncio.sleep(0.05)
         watchdog.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await watchdog
@@ -224,11 +224,11 @@ READY = "printf + >&0"
 class Supervised:
     """A supervisor whose server processes are a shell script; `$RUNS` counts them."""
 
-    def __init__(self, folder: Path, script: str, **limits: float) -> None:
+    def __init__(self, folder: Path, script: str, traps: str = "", **limits: float) -> None:
         program = folder / "program"
         runs = folder / "runs"
         runs.touch()
-        program.write_text(f"#!/bin/sh\necho run >> {runs}\nRUNS=$(wc -l < {runs})\n{script}\n")
+        program.write_text(f"#!/bin/sh\n{traps}\necho run >> {runs}\nRUNS=$(wc -l < {runs})\n{script}\n")
         program.chmod(0o755)
         with socket.create_server(("127.0.0.1", 0)) as free:
             port = free.getsockname()[1]
@@ -260,8 +260,8 @@ class Supervised:
 def supervised(tmp_path: Path) -> Iterator[Callable[..., Supervised]]:
     made: list[Supervised] = []
 
-    def start(script: str, **limits: float) -> Supervised:
-        made.append(Supervised(tmp_path, script, **limits))
+    def start(script: str, traps: str = "", **limits: float) -> Supervised:
+        made.append(Supervised(tmp_path, script, traps, **limits))
         return made[-1]
 
     yield start
@@ -327,7 +327,7 @@ def test_while_one_process_serves_the_others_may_fail_for_as_long_as_they_like(
 def test_a_process_that_does_not_stop_is_killed(
     supervised: Callable[..., Supervised], number: signal.Signals
 ) -> None:
-    one = supervised(f"trap '' TERM INT; {READY}; while :; do sleep 0.1; done", kill_after=0.5)
+    one = supervised(f"{READY}; while :; do sleep 0.1; done", "trap '' TERM INT", kill_after=0.5)
 
     one.started(2)
     one.process.send_signal(number)
@@ -337,7 +337,7 @@ def test_a_process_that_does_not_stop_is_killed(
 
 
 def test_a_second_signal_kills_what_is_still_draining(supervised: Callable[..., Supervised]) -> None:
-    one = supervised(f"trap 'echo stopping >&2' TERM; {READY}; while :; do sleep 0.05; done")
+    one = supervised(f"{READY}; while :; do sleep 0.05; done", "trap 'echo stopping >&2' TERM")
 
     one.started(2)
     one.process.send_signal(signal.SIGINT)

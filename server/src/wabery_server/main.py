@@ -193,7 +193,7 @@ async def opened(made: Ground, *, clock: Clock | None = None, serving: bool = Fa
         yield Opened(database, made.keyring, clock, organization_id)
 
 
-_LANES = 12
+_LANES = 16
 """Connections of one process beside its pool and its read lanes, at most: hot writes, worker, signals, readiness."""
 _SPARE_CONNECTIONS = 14
 """Of the embedded server: for commands, another worker, psql."""
