@@ -92,7 +92,7 @@ async def database(source: Source) -> AsyncIterator[Counted]:
 
 @pytest.fixture
 async def organization_id(database: Counted, keyring: Keyring) -> str:
-    return await database.run(lambda tx: accounts.open_installation(tx, keyring, AT))
+    return (await database.run(lambda tx: accounts.open_installation(tx, keyring, AT))).organization_id
 
 
 @pytest.fixture
@@ -907,8 +907,8 @@ async def test_an_installation_is_opened_once(database: Counted, keyring: Keyrin
         *(database.run(lambda tx: accounts.open_installation(tx, keyring, AT)) for _ in range(8))
     )
 
-    assert len(set(opened)) == 1
-    assert await database.run(accounts.find_organization) == opened[0]
+    assert len({one.organization_id for one in opened}) == 1
+    assert await database.run(accounts.find_organization) == opened[0].organization_id
 
 
 async def test_another_secret_is_refused(database: Counted, organization_id: str) -> None:
@@ -922,10 +922,10 @@ async def test_a_new_secret_beside_the_old_one_takes_over(database: Counted) -> 
     old, new = generate(), generate()
     before = Keyring(Subkeys(old))
     both = Keyring(Subkeys(new, 2), {1: Subkeys(old)})
-    organization_id = await database.run(lambda tx: accounts.open_installation(tx, before, AT))
+    organization_id, _ = await database.run(lambda tx: accounts.open_installation(tx, before, AT))
     await founded(database, before, organization_id, "Acme")
 
-    assert await database.run(lambda tx: accounts.open_installation(tx, both, AT)) == organization_id
+    assert (await database.run(lambda tx: accounts.open_installation(tx, both, AT)))[0] == organization_id
     (endpoint,) = await database.run(
         lambda tx: tx.rows("select project_id from webhook_endpoints where is_default")
     )

@@ -15,11 +15,15 @@ from msgspec import Struct
 
 from wabery_server import errors
 from wabery_server.db import Tx, queries
-from wabery_server.secrets import Keyring
+from wabery_server.secrets import Keyring, Unsealable
 
 sql = queries.beside(__file__)
 
 _PRINTABLE = re.compile(r"[\x21-\x7e](?:[\x20-\x7e]{0,253}[\x21-\x7e])?")
+_UNREADABLE = "The stored answer for this Idempotency-Key cannot be opened with this server's secrets."
+_UNREADABLE_HINT = (
+    "Check whether the first request took effect; if it did not, send it with another Idempotency-Key."
+)
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 
 
@@ -134,8 +138,12 @@ async def find(
         if row["request_hash"] != key.request_hash:
             found[identity] = errors.IdempotencyKeyReused(param="Idempotency-Key")
         else:
-            body = keyring.version(row["secret_version"]).unseal(row["answer"], _purpose(key))
-            found[identity] = Stored(row["status"], body)
+            try:
+                body = keyring.open(row["answer"], row["secret_version"], _purpose(key), bytes)
+            except Unsealable:
+                found[identity] = errors.Unavailable(_UNREADABLE, hint=_UNREADABLE_HINT)
+            else:
+                found[identity] = Stored(row["status"], body)
     return found
 
 

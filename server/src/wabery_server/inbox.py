@@ -384,12 +384,11 @@ class Sealed(NamedTuple):
 
 
 async def open_failed(tx: Tx, failed: Failed, *, keyring: Keyring) -> Sealed | None:
-    """None when the message has been handled meanwhile. Raises secrets.BadSecret, secrets.Unsealable."""
+    """None when the message has been handled meanwhile. Raises secrets.Unsealable."""
     row = await tx.row(sql.failed_object, failed.project_id, failed.id)
     if row is None:
         return None
-    plain = keyring.version(row["secret_version"]).unseal(row["object"], _purpose(failed.id))
-    return Sealed(failed, plain)
+    return Sealed(failed, keyring.open(row["object"], row["secret_version"], _purpose(failed.id), bytes))
 
 
 async def dismiss_failed(tx: Tx, failed: Failed) -> None:

@@ -136,12 +136,10 @@ class Ground:
                 )
             secret = _own_secret(self.directory)
         try:
-            if self.settings.secret_key_old is None:
-                return Keyring(Subkeys(secret))
-            number, _, old = self.settings.secret_key_old.partition(":")
-            version = int(number)
-            return Keyring(Subkeys(secret, version + 1), {version: Subkeys(old, version)})
-        except (BadSecret, ValueError) as failure:
+            given = secrets.parse_versions(self.settings.secret_key_old or "")
+            others = {version: Subkeys(old, version) for version, old in given.items()}
+            return Keyring(Subkeys(secret, max(others, default=0) + 1), others)
+        except BadSecret as failure:
             raise CannotStart(str(failure)) from failure
 
 
@@ -185,12 +183,10 @@ async def opened(made: Ground, *, clock: Clock | None = None, serving: bool = Fa
     clock = clock or SystemClock()
     async with Database(made.source, pool_size=pool_size) as database:
         try:
-            organization_id = await database.run(
-                lambda tx: accounts.open_installation(tx, made.keyring, clock.now())
-            )
+            found = await database.run(lambda tx: accounts.open_installation(tx, made.keyring, clock.now()))
         except BadSecret as failure:
             raise CannotStart(str(failure)) from failure
-        yield Opened(database, made.keyring, clock, organization_id)
+        yield Opened(database, found.keyring, clock, found.organization_id)
 
 
 _LANES = 16

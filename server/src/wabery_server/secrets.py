@@ -1,26 +1,32 @@
 """The installation's secret and what is derived from it.
 
 One secret (`WABERY_SECRET_KEY`) gives a subkey per purpose by HKDF-SHA256 (RFC 5869), so that a token, a cursor and a
-sealed row can never be mistaken for one another. A keyring holds older versions until no row names them.
+sealed row can never be mistaken for one another. Rows name the version that they need; a keyring holds the current
+version and any number of others. The database registers versions, each with a check value that identifies its secret.
 """
 
 import base64
 import hashlib
 import hmac
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Callable, Mapping
 from functools import cached_property
+from typing import TypeVar
 
+import msgspec
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from wabery_server import ids
+from wabery_server import ids, logs
 from wabery_server.tokens import PREFIX
 
 MIN_SECRET_BYTES = 32
 _NONCE = 12
+
+T = TypeVar("T")
 
 
 class BadSecret(Exception):
@@ -28,12 +34,35 @@ class BadSecret(Exception):
 
 
 class Unsealable(Exception):
-    """A sealed value does not open: another secret, another purpose, or damage."""
+    """A row cannot be read: its secret version is not in the keyring, or its sealed value is damaged."""
 
 
 def generate() -> str:
     """A new installation secret, as it is written into the environment or a file."""
     return base64.urlsafe_b64encode(os.urandom(32)).decode().rstrip("=")
+
+
+def parse_versions(text: str) -> dict[int, str]:
+    """The secrets of WABERY_SECRET_KEY_OLD by version: `1:secret,2:secret`, or one on each line. Raises BadSecret."""
+    found: dict[int, str] = {}
+    for part in _BETWEEN_VERSIONS.split(text.strip()) if text.strip() else ():
+        number, colon, secret = part.partition(":")
+        number, secret = number.strip(), secret.strip()
+        if not colon or not number.isascii() or not number.isdigit() or not 0 < int(number) < 2**31:
+            raise BadSecret(
+                "WABERY_SECRET_KEY_OLD must be version:secret, such as 1:<old secret>; separate several by commas."
+            )
+        if len(secret.encode()) < MIN_SECRET_BYTES:
+            raise BadSecret(
+                f"WABERY_SECRET_KEY_OLD: version {number} needs at least {MIN_SECRET_BYTES} bytes."
+            )
+        if found.setdefault(int(number), secret) != secret:
+            raise BadSecret(f"WABERY_SECRET_KEY_OLD has two secrets for version {number}.")
+    return found
+
+
+_BETWEEN_VERSIONS = re.compile(r"[,\r\n]\s*(?=\d{1,10}\s*:)")
+"""A secret may hold commas itself; what separates two is followed by a version number and a colon."""
 
 
 class Subkeys:
@@ -105,10 +134,14 @@ class Subkeys:
         """Raises Unsealable."""
         try:
             return self._aead.decrypt(sealed[:_NONCE], sealed[_NONCE:], purpose.encode())
-        except InvalidTag as failure:
+        except (InvalidTag, ValueError) as failure:  # ValueError: shorter than a nonce
             raise Unsealable(
-                f"a sealed value for {purpose} does not open with secret version {self.version}"
+                "the sealed value is damaged, or was sealed for another row or version"
             ) from failure
+
+    def as_version(self, number: int) -> "Subkeys":
+        """The same secret under another number."""
+        return self if number == self.version else Subkeys(self._secret.decode(), number)
 
 
 def _letters(subkey: bytes, intent_id: str) -> str:
@@ -117,24 +150,83 @@ def _letters(subkey: bytes, intent_id: str) -> str:
 
 
 class Keyring:
-    """The current subkeys, and older versions by number."""
+    """The current subkeys, and those of other versions by number."""
 
-    def __init__(self, current: Subkeys, older: Mapping[int, Subkeys] | None = None) -> None:
+    def __init__(self, current: Subkeys, others: Mapping[int, Subkeys] | None = None) -> None:
         self.current = current
-        self._by_version = {**(older or {}), current.version: current}
+        self._by_version = {**(others or {}), current.version: current}
+        self._noted: set[str] = set()
+        self.unreadable = 0
+        """How many times a row could not be read since the process started."""
 
     def versions(self) -> list[Subkeys]:
         """All of them, the current one first."""
-        return [self.current, *(old for old in self._by_version.values() if old is not self.current)]
+        return [self.current, *(one for one in self._by_version.values() if one is not self.current)]
 
-    def version(self, number: int) -> Subkeys:
-        """Raises BadSecret for a version this process was not given."""
+    def version(self, number: int, of: str) -> Subkeys:
+        """The subkeys of the row `of`, written as `table.column:id`. Raises Unsealable for a version not in this keyring."""
         try:
             return self._by_version[number]
         except KeyError:
-            raise BadSecret(
-                f"secret version {number} is not in the keyring; set WABERY_SECRET_KEY_OLD"
-            ) from None
+            raise self._unreadable(of, number, f"secret version {number} is not in the keyring") from None
+
+    def open(self, sealed: bytes, version: int, purpose: str, decode: Callable[[bytes], T]) -> T:
+        """What a row holds. Raises Unsealable, logged once for each row: the caller skips the row and serves the others."""
+        subkeys = self.version(version, purpose)
+        try:
+            return decode(subkeys.unseal(sealed, purpose))
+        except (Unsealable, msgspec.MsgspecError) as failure:
+            raise self._unreadable(purpose, version, str(failure)) from failure
+
+    def open_cursor(self, cursor: str) -> bytes | None:
+        """The position inside a cursor that any of the versions signed; None for anything else."""
+        positions = (one.open_cursor(cursor) for one in self.versions())
+        return next((position for position in positions if position is not None), None)
+
+    def numbered(self, registered: Mapping[int, bytes | None]) -> "Keyring":
+        """This keyring with the version numbers of a database, which identifies each secret by its check value.
+
+        A version registered without a check value is identified by its number. A current secret that is not registered
+        yet gets the next number. Raises BadSecret where a secret has another number than the one it was given with.
+        """
+        if not registered:
+            return self
+        newest = max(registered)
+        by_check = {check: number for number, check in registered.items() if check is not None}
+        others: dict[int, Subkeys] = {}
+        for number, one in self._by_version.items():
+            if one is self.current:
+                continue
+            its = by_check.get(one.check, number)
+            if its != number:
+                raise BadSecret(
+                    f"WABERY_SECRET_KEY_OLD: the secret given as version {number} is version {its}."
+                )
+            if registered.get(number) is not None and registered[number] != one.check:
+                raise BadSecret(
+                    f"WABERY_SECRET_KEY_OLD: the secret given as version {number} is not that version."
+                )
+            if number > newest + 1:
+                raise BadSecret(
+                    f"WABERY_SECRET_KEY_OLD has version {number}, but the next version is {newest + 1}."
+                )
+            others[number] = one
+        current = by_check.get(self.current.check, max(newest, *others, 0) + 1)
+        return Keyring(self.current.as_version(current), others)
+
+    def _unreadable(self, of: str, version: int, why: str) -> "Unsealable":
+        self.unreadable += 1
+        what, _, row = of.partition(":")
+        row = row.partition(":")[0]
+        if (key := f"{what}:{row}:{version}") not in self._noted and len(self._noted) < _MOST_NOTED:
+            self._noted.add(key)
+            facts = {"what": what, "id": row, "version": version, "problem": why}
+            logs.log.error("row_unreadable", extra={"facts": facts})
+        return Unsealable(f"{what} of {row}: {why}")
+
+
+_MOST_NOTED = 10_000
+"""Rows whose failure is logged; more of them are only counted."""
 
 
 def hash_token(token: str) -> bytes:

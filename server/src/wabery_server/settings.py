@@ -31,7 +31,8 @@ class Settings:
     secret_key: str | None = None
     """The installation's secret, 32 bytes or more. Required with `database_url`; generated for the embedded database."""
     secret_key_old: str | None = None
-    """An older secret that rows still name, as `version:secret`; the current one then has the next version."""
+    """Other versions of the secret that the database still needs, as `version:secret`, separated by commas or line breaks.
+    `wabery doctor` says when a version can be removed."""
     host: str = "127.0.0.1"
     """Address to listen on."""
     port: int = 8420

@@ -20,7 +20,7 @@ from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
 from wabery_server.logs import line, log
 from wabery_server.outbox import Attempt, Claimed, Queue, Settled, State
-from wabery_server.secrets import Keyring
+from wabery_server.secrets import Keyring, Unsealable
 from wabery_server.settings import Settings
 from wabery_server.webhooks import Outcome, Poster, Result
 
@@ -339,6 +339,8 @@ class Deliver(Loop):
     async def _attempt(self, delivery: Claimed) -> Settled:
         try:
             return await self._send(delivery)
+        except Unsealable:  # logged by the keyring, once for each endpoint
+            return Settled(claimed=delivery, state=State.PENDING, due_at=_wall() + OUR_FAULT_PAUSE)
         except Exception:  # noqa: BLE001  # a row that breaks us must not come back before its pause
             facts = {
                 "project": delivery.queue.project_id,

@@ -19,7 +19,7 @@ from wabery_server.accounts.fields import Digits, Name, Secret
 from wabery_server.accounts.trail import HIDDEN, audit
 from wabery_server.clock import iso
 from wabery_server.db import Tx, queries
-from wabery_server.secrets import Keyring, Subkeys
+from wabery_server.secrets import Keyring, Subkeys, Unsealable
 
 sql = queries.beside(__file__)
 
@@ -229,16 +229,23 @@ async def find_channel(tx: Tx, project_id: str, channel_id: str) -> Channel:
 
 
 async def unseal_credentials(tx: Tx, channel: Channel, *, keyring: Keyring) -> Credentials:
-    """Raises errors.NotFound when the channel has been deleted, and its credentials with it."""
+    """For what speaks with the provider. Raises errors.NotFound once the channel is deleted, errors.Unavailable when its
+    credentials cannot be opened with this process's secrets."""
     row = await tx.row(sql.credentials, channel.project_id, channel.id)
     if row is None:
         raise errors.NotFound
-    return open_credentials(channel.id, row["credentials"], row["secret_version"], keyring)
+    try:
+        return open_credentials(channel.id, row["credentials"], row["secret_version"], keyring)
+    except Unsealable as failure:
+        raise errors.Unavailable(
+            "The stored credentials of this channel cannot be opened with this server's secrets.",
+            hint="Restore the missing secret version, or set app_secrets, verify_token and access_token again.",
+        ) from failure
 
 
 def open_credentials(channel_id: str, sealed: bytes, secret_version: int, keyring: Keyring) -> Credentials:
-    plain = keyring.version(secret_version).unseal(sealed, _purpose(channel_id))
-    return _credentials.decode(plain)
+    """Raises secrets.Unsealable."""
+    return keyring.open(sealed, secret_version, _purpose(channel_id), _credentials.decode)
 
 
 async def update_channel(
@@ -258,7 +265,12 @@ async def update_channel(
     secret = {name: given.pop(name) for name in _CREDENTIALS if name in given}
     await tx.row(sql.lock_channel, project_id, channel_id)
     old = await find_channel(tx, project_id, channel_id)
-    credentials = await unseal_credentials(tx, old, keyring=keyring)
+    try:
+        credentials = await unseal_credentials(tx, old, keyring=keyring)
+    except errors.Unavailable:
+        if not {"app_secrets", "verify_token"} <= secret.keys():
+            raise
+        credentials = Credentials(app_secrets=[], verify_token="")  # both are replaced below
     if not given and not secret:
         return old, credentials
     new = msgspec.structs.replace(old, **given)

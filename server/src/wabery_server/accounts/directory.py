@@ -28,7 +28,7 @@ from wabery_server.db import Database, Lane, Tx, queries
 from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
 from wabery_server.logs import log
-from wabery_server.secrets import Keyring
+from wabery_server.secrets import Keyring, Unsealable
 
 sql = queries.beside(__file__)
 
@@ -80,7 +80,7 @@ class Number(NamedTuple):
     channel: Channel
     project: Project
     app_secrets: list[bytes]
-    """Any of these may have signed a webhook about it."""
+    """Any of these may have signed a webhook about it. Empty when the channel's credentials cannot be opened."""
 
 
 class Directory:
@@ -105,7 +105,7 @@ class Directory:
         self._named = _Remembered(_together(database, lane, self._read_named), now)
         self._credentials = _Remembered(_together(database, lane, self._read_credentials), now)
         signals.hear(TOPIC, lambda _key: self.forget())
-        self._opened: dict[str, tuple[bytes, Credentials]] = {}
+        self._opened: dict[str, tuple[tuple[bytes, int], Credentials]] = {}
         """Unsealed credentials by channel, with what was sealed: unsealed again only after a change."""
         self._turn = 0
         self._uses: dict[tuple[str, str], datetime] = {}
@@ -209,12 +209,12 @@ class Directory:
             values = dict(row)
             sealed, version = values.pop("credentials"), values.pop("secret_version")
             channel = Channel(**values)
-            credentials = self._open(channel.id, sealed, version)
-            found[channel.provider, channel.phone_number_id] = Number(
-                channel,
-                owners[channel.project_id],
-                [secret.encode() for secret in credentials.app_secrets],
-            )
+            app_secrets: list[bytes] = []
+            with contextlib.suppress(Unsealable):
+                opened = self._open(channel.id, sealed, version)
+                app_secrets = [secret.encode() for secret in opened.app_secrets]
+            number = Number(channel, owners[channel.project_id], app_secrets)
+            found[channel.provider, channel.phone_number_id] = number
         return found
 
     async def _read_named(self, tx: Tx, project_ids: list[str]) -> dict[str, frozenset[str]]:
@@ -227,18 +227,19 @@ class Directory:
     async def _read_credentials(self, tx: Tx, providers: list[str]) -> dict[str, list[Credentials]]:
         found: dict[str, list[Credentials]] = {provider: [] for provider in providers}
         for row in await tx.rows(sql.any_credentials, providers):
-            opened = self._open(row["id"], row["credentials"], row["secret_version"])
-            found[row["provider"]].append(opened)
+            with contextlib.suppress(Unsealable):
+                opened = self._open(row["id"], row["credentials"], row["secret_version"])
+                found[row["provider"]].append(opened)
         return found
 
     def _open(self, channel_id: str, sealed: bytes, version: int) -> Credentials:
         before = self._opened.get(channel_id)
-        if before is not None and before[0] == sealed:
+        if before is not None and before[0] == (sealed, version):
             return before[1]
         credentials = open_credentials(channel_id, sealed, version, self._keyring)
         if len(self._opened) >= REMEMBERED:
             self._opened.clear()
-        self._opened[channel_id] = (sealed, credentials)
+        self._opened[channel_id] = ((sealed, version), credentials)
         return credentials
 
     async def _write_uses_now_and_then(self) -> None:

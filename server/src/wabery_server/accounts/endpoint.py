@@ -104,9 +104,8 @@ async def default_endpoint(tx: Tx, project_id: str) -> Endpoint:
 
 
 def unseal_endpoint_secrets(endpoint: Endpoint, keyring: Keyring) -> list[str]:
-    """The secrets that sign this endpoint's deliveries, the current one first."""
-    plain = keyring.version(endpoint.secret_version).unseal(endpoint.secrets, _purpose(endpoint.id))
-    return _secrets.decode(plain)
+    """The secrets that sign this endpoint's deliveries, the current one first. Raises secrets.Unsealable."""
+    return keyring.open(endpoint.secrets, endpoint.secret_version, _purpose(endpoint.id), _secrets.decode)
 
 
 async def update_default_endpoint(

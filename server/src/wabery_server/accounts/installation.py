@@ -1,7 +1,7 @@
-"""The installation: one organization, the secret its database belongs to, and what `wabery dev` needs to begin."""
+"""The installation: one organization, the secret versions its database uses, and what `wabery dev` needs to begin."""
 
-import hmac
 from datetime import datetime
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 from msgspec import Struct
@@ -20,48 +20,161 @@ from wabery_server.accounts.project import (
     update_project,
 )
 from wabery_server.accounts.trail import audit
-from wabery_server.db import Tx, queries
-from wabery_server.secrets import BadSecret, Keyring
+from wabery_server.db import Conflict, Tx, queries
+from wabery_server.secrets import BadSecret, Keyring, Unsealable
 
 sql = queries.beside(__file__)
 
 _DEV = "cli:dev"
 
 
-async def open_installation(tx: Tx, keyring: Keyring, at: datetime) -> str:
-    """The organization's id. An empty database becomes this secret's; any other must have been made with it.
+class Installation(NamedTuple):
+    organization_id: str
+    keyring: Keyring
+    """With the version numbers that this database gives to the secrets."""
+
+
+async def open_installation(tx: Tx, keyring: Keyring, at: datetime) -> Installation:
+    """Opens the database with these secrets. An empty database is registered for the current one.
 
     1. Two processes that open an empty database at once agree: the second finds what the first has written.
-    2. With a new secret beside the old one (WABERY_SECRET_KEY_OLD) the database learns the new one.
+    2. Each secret is identified by its check value. The newest registered version must be in the keyring.
+    3. An older version that is missing is unregistered when nothing needs it; else the start is refused.
+    4. A new current secret is registered as the next version.
 
-    Raises secrets.BadSecret.
+    Raises secrets.BadSecret, and db.Conflict when another process registers the same version.
     """
-    current = keyring.current
     organization_id = ids.new("org", at)
+    current = keyring.current
     if await tx.row(sql.insert_installation, organization_id, current.check, current.version, at):
         await tx.run(sql.insert_organization, organization_id, "Wabery", at)
+        await tx.row(sql.register_version, current.version, current.check, at)
         await _audit(tx, organization_id, "installation.created", at)
-        return organization_id
-    row = await tx.row(sql.installation)
-    assert row is not None, "an insert that met a row leaves that row to be read"
-    found: str = row["organization_id"]
-    version: int = row["secret_version"]
-    try:
-        expected = keyring.version(version).check
-    except BadSecret:
-        raise BadSecret(_WRONG.format(version=version)) from None
-    if not hmac.compare_digest(expected, row["secret_check"]):
-        raise BadSecret(_WRONG.format(version=version))
-    if current.version > version and await tx.row(sql.advance, version, current.check, current.version):
-        await _audit(tx, found, "installation.secret_changed", at)
-    return found
+        return Installation(organization_id, keyring)
+    found = await find_organization(tx)
+    registered = await registered_versions(tx)
+    newest = max(registered)
+    numbered = keyring.numbered(registered)
+    given = {one.version for one in numbered.versions()}
+    if newest not in given:
+        raise BadSecret(_WRONG.format(version=newest))
+    missing = [version for version in registered if version not in given]
+    needed = [need for version in missing if (need := await any_needs(tx, version, at)).total]
+    if needed:
+        raise BadSecret(_MISSING.format(needs="; ".join(f"version {one.version}: {one}" for one in needed)))
+    for version in missing:
+        await tx.run(sql.unregister_version, version)
+        await _audit(tx, found, "installation.secret_version_dropped", at, version=version)
+    current = numbered.current
+    if current.version > newest:
+        if not await tx.row(sql.register_version, current.version, current.check, at):
+            raise Conflict("another process has just registered this version")
+        await tx.run(sql.advance, current.check, current.version)
+        await _audit(tx, found, "installation.secret_changed", at, version=current.version)
+    return Installation(found, numbered)
 
 
 _WRONG = (
-    "WABERY_SECRET_KEY is not the secret this database was made with (its version there is {version}). "
+    "WABERY_SECRET_KEY is not the secret this database was made with (its newest version there is {version}). "
     "Give the original secret; to change it, give the new one as WABERY_SECRET_KEY and the old one as "
     "WABERY_SECRET_KEY_OLD={version}:<old secret>."
 )
+_MISSING = (
+    "A secret version that the database still needs is missing ({needs}). Add it to WABERY_SECRET_KEY_OLD as "
+    "version:secret, several separated by commas; `wabery admin reseal` then makes it unnecessary."
+)
+
+
+async def registered_versions(tx: Tx) -> dict[int, bytes | None]:
+    """The check value of each secret version in use, oldest first; None for one from before versions were registered."""
+    return {row["version"]: row["secret_check"] for row in await tx.rows(sql.registered_versions)}
+
+
+class Needs(NamedTuple):
+    """What still needs a secret version."""
+
+    version: int
+    channels: int
+    webhook_endpoints: int
+    failed_messages: int
+    pending_intents: int
+    intents_until: datetime | None
+    idempotency_answers: int
+    answers_until: datetime | None
+
+    @property
+    def sealed(self) -> int:
+        """What `wabery admin reseal` can move to the current version."""
+        return self.channels + self.webhook_endpoints + self.failed_messages
+
+    @property
+    def total(self) -> int:
+        return self.sealed + self.pending_intents + self.idempotency_answers
+
+    @property
+    def until(self) -> datetime | None:
+        """When the pending intents and idempotency answers have ended by themselves."""
+        return max((at for at in (self.intents_until, self.answers_until) if at is not None), default=None)
+
+    def __str__(self) -> str:
+        parts = {
+            "channels": self.channels,
+            "webhook endpoints": self.webhook_endpoints,
+            "failed messages": self.failed_messages,
+            "pending intents": self.pending_intents,
+            "idempotency answers": self.idempotency_answers,
+        }
+        return ", ".join(f"{count} {name}" for name, count in parts.items() if count) or "nothing"
+
+
+async def any_needs(tx: Tx, version: int, at: datetime) -> Needs:
+    """What needs a version of the installation's secret, over all projects, which share it.
+
+    Reads whole tables: for start-up with a missing version, `doctor` and `reseal` only.
+    """
+    row = await tx.row(sql.any_needs, version, at)
+    assert row is not None, "counts are always there"
+    return Needs(version, *row)
+
+
+class Resealed(Struct):
+    """What `reseal` did in one batch."""
+
+    moved: int = 0
+    unreadable: list[str] = []
+    """Ids of rows that no secret of the keyring opens; they stay as they are."""
+    after: tuple[str, str] | None = None
+    """Where the next batch starts; None when there is no more."""
+
+
+async def any_reseal(tx: Tx, keyring: Keyring, after: tuple[str, str], limit: int) -> Resealed:
+    """Seals channel credentials, endpoint secrets and failed messages with the current version, over all projects.
+
+    Takes up to `limit` rows after (table, id), in that order; begin with ("", ""). Safe to repeat and to run while other
+    processes serve: a row that has changed meanwhile is left for the next run.
+    """
+    rows = await tx.rows(sql.any_sealed, keyring.current.version, *after, limit)
+    done = Resealed(after=(rows[-1]["kind"], rows[-1]["id"]) if len(rows) == limit else None)
+    for row in rows:
+        column, statement = _SEALED[row["kind"]]
+        purpose = f"{row['kind']}.{column}:{row['id']}"
+        try:
+            plain = keyring.open(row["sealed"], row["secret_version"], purpose, bytes)
+        except Unsealable:
+            done.unreadable.append(row["id"])
+            continue
+        again = keyring.current.seal(plain, purpose)
+        values = (row["project_id"], row["id"], row["sealed"], again, keyring.current.version)
+        done.moved += len(await tx.rows(statement, *values))
+    return done
+
+
+_SEALED = {
+    "channels": ("credentials", sql.reseal_channel),
+    "webhook_endpoints": ("secrets", sql.reseal_endpoint),
+    "failed_messages": ("object", sql.reseal_failed_message),
+}
+"""By table: the sealed column, and the statement that replaces it. `idempotency_keys` ends by itself within a day."""
 
 
 async def find_organization(tx: Tx) -> str:
@@ -133,7 +246,7 @@ async def _publishable(tx: Tx, project: Project, at: datetime) -> str:
     return made.value
 
 
-async def _audit(tx: Tx, organization_id: str, action: str, at: datetime) -> None:
+async def _audit(tx: Tx, organization_id: str, action: str, at: datetime, **detail: object) -> None:
     await audit(
         tx,
         organization_id=organization_id,
@@ -141,6 +254,6 @@ async def _audit(tx: Tx, organization_id: str, action: str, at: datetime) -> Non
         actor="server",
         action=action,
         target=organization_id,
-        detail={},
+        detail=detail,
         at=at,
     )

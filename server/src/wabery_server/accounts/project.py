@@ -3,6 +3,7 @@
 A project is made together with its default webhook endpoint, and a test project with its sandbox channel.
 """
 
+import contextlib
 from collections.abc import Sequence
 from datetime import datetime
 from typing import Annotated, Literal, NotRequired, TypedDict
@@ -25,7 +26,7 @@ from wabery_server.accounts.fields import Name
 from wabery_server.accounts.trail import HIDDEN, audit
 from wabery_server.clock import iso
 from wabery_server.db import Row, Tx, queries
-from wabery_server.secrets import Keyring
+from wabery_server.secrets import Keyring, Unsealable
 
 sql = queries.beside(__file__)
 
@@ -127,7 +128,8 @@ class Project(Struct, frozen=True, kw_only=True):
             shown["webhook_url"] = endpoint.url
             shown["webhook_disabled_reason"] = endpoint.disabled_reason
             if reveal_with is not None:
-                shown["webhook_secret"] = unseal_endpoint_secrets(endpoint, reveal_with)[0]
+                with contextlib.suppress(Unsealable):
+                    shown["webhook_secret"] = unseal_endpoint_secrets(endpoint, reveal_with)[0]
         return shown
 
 

@@ -192,7 +192,7 @@ class Call:
         cursor = self.query.get("cursor")
         if cursor is None:
             return Page(limit, None)
-        position = self.service.keyring.current.open_cursor(cursor)
+        position = self.service.keyring.open_cursor(cursor)
         head = f"{self.caller.project.id}:{list_name}:".encode()
         if position is None or not position.startswith(head):
             raise errors.InvalidCursor(param="cursor")

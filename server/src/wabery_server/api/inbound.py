@@ -29,6 +29,8 @@ _LARGE = 128 * 1024
 _SLICE = 128
 """Messages of one body that are handed to the database together. A body of thousands takes turns with other clients'."""
 
+_CREDENTIALS = "The stored credentials of a channel that this body names cannot be opened."
+
 _encode = msgspec.json.Encoder().encode
 _BAD_TOKENS = frozenset({Attempt.UNKNOWN_TOKEN, Attempt.SENDER_RATE_LIMITED})
 
@@ -62,8 +64,12 @@ async def receive(call: Call) -> Answer:
     mail: list[tuple[Number, Message]] = []
     ignored: defaultdict[tuple[str | None, str], int] = defaultdict(int)
     unroutable: defaultdict[tuple[str, str], int] = defaultdict(int)
+    unopened = 0
     for change in parsed.changes:
         number = await _number_of(call, change, numbers)
+        if number is not None and not number.app_secrets:
+            unopened += len(change.messages)
+            continue
         if number is not None and secret in number.app_secrets:
             channel_id: str | None = number.channel.id
             for message in change.messages:
@@ -87,6 +93,8 @@ async def receive(call: Call) -> Answer:
     large = len(body) > _LARGE
     for start in range(0, len(mail), _SLICE):
         await _handle(call, mail[start : start + _SLICE], received_at, counts, large=large)
+    if unopened:  # Meta repeats the body, and what was stored of it is a duplicate then
+        raise errors.Unavailable(_CREDENTIALS, retry_after=60)
     return _taken(counts)
 
 
@@ -101,7 +109,9 @@ async def _parsed(body: bytes, received_at: datetime) -> Parsed:
 
 
 async def _signer(call: Call) -> tuple[bytes, dict[str, Number]]:
-    """The app secret that signed the body, and the numbers of ours that it names. Raises errors.InvalidSignature.
+    """The app secret that signed the body, and the numbers of ours that it names.
+
+    Raises errors.InvalidSignature, and errors.Unavailable when the credentials of a number cannot be opened.
 
     The secrets of the channels that the body names come first. A body that names none of our numbers may still be
     signed by an app of ours, so others are tried too, but never more than a fixed amount of hashing. Where there are more
@@ -122,6 +132,8 @@ async def _signer(call: Call) -> tuple[bytes, dict[str, Number]]:
         others = await directory.app_secrets(affordable)
         match = await _match(call, signatures, [secret for secret in others if secret not in named])
     if match is None:
+        if any(not number.app_secrets for number in numbers.values()):
+            raise errors.Unavailable(_CREDENTIALS, retry_after=60)
         raise errors.InvalidSignature
     return match, numbers
 

@@ -28,6 +28,7 @@ from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
 from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, Trust, View
 from wabery_server.outbox import EventType
+from wabery_server.secrets import Unsealable
 from wabery_server.web import network_of
 
 MAX_METADATA = 16_384
@@ -320,12 +321,18 @@ async def _shown_to(call: Call, intent: Intent, view: View, include: frozenset[s
     return body
 
 
-async def _secrets(call: Call, intent: Intent) -> Shown:
+async def _secrets(call: Call, intent: Intent) -> Shown | None:
+    """None when the secret version of the intent is gone; the intent is shown without what is derived from it."""
     project = call.caller.project
     number = None
     with contextlib.suppress(errors.InvalidRequest):  # the channel has been deleted
         number = (await call.service.directory.channel(project, intent.channel_id)).display_phone_number
-    return intents.shown(intent, keyring=call.service.keyring, project=project, display_phone_number=number)
+    try:
+        return intents.shown(
+            intent, keyring=call.service.keyring, project=project, display_phone_number=number
+        )
+    except Unsealable:
+        return None
 
 
 def _public(

@@ -19,7 +19,7 @@ from cyclopts.validators import Number
 from wabery_server.cli import FAILED, UNREACHABLE, USAGE, examples, fail, load, run, say
 
 if TYPE_CHECKING:
-    from wabery_server.accounts import ApiKey, Channel, Project
+    from wabery_server.accounts import ApiKey, Channel, Needs, Project
     from wabery_server.db import Tx
     from wabery_server.main import Opened
 
@@ -31,6 +31,7 @@ Limit = Annotated[int, Parameter(help="The newest so many.", validator=Number(gt
 _EXIT_CODES = {400: USAGE, 401: 3, 403: 3, 404: 4, 409: 5, 422: USAGE, 429: 6, 503: UNREACHABLE}
 _DEFAULT_LIMIT = 100
 _OVERLAP = timedelta(days=1)
+_MOST_NAMED = 20
 
 
 def app() -> cyclopts.App:
@@ -74,6 +75,7 @@ def app() -> cyclopts.App:
     )
     for group in (projects, keys, channels, messages):
         admin.command(group)
+    _mount(admin, "reseal", reseal, "wabery admin reseal")
     _mount(admin, "audit", audit, "wabery admin audit --project proj_…")
     return admin
 
@@ -95,6 +97,64 @@ def new_secret(*, json: Json = False) -> None:
         _print_json({"secret": secret})
     else:
         print(secret)
+
+
+def reseal(
+    *, batch: Annotated[int, Parameter(validator=Number(gte=1, lte=1000))] = 100, json: Json = False
+) -> None:
+    """Seal everything again with the current secret, so that older versions become unnecessary.
+
+    Safe to repeat and to run while servers run, once all of them have the current secret. Exits with 1 when rows remain
+    that cannot be opened.
+
+    Parameters
+    ----------
+    batch
+        Rows in one transaction.
+    """
+    from wabery_server import accounts
+    from wabery_server.clock import iso
+
+    async def body(opened: "Opened") -> None:
+        moved, unreadable = 0, list[str]()
+        after: tuple[str, str] | None = ("", "")
+
+        async def next_batch(tx: "Tx") -> accounts.Resealed:
+            return await accounts.any_reseal(tx, opened.keyring, after or ("", ""), batch)
+
+        while after is not None:
+            done = await opened.database.run(next_batch)
+            moved, unreadable, after = moved + done.moved, unreadable + done.unreadable, done.after
+        current, now = opened.keyring.current.version, opened.clock.now()
+
+        async def remaining(tx: "Tx") -> list[accounts.Needs]:
+            registered = await accounts.registered_versions(tx)
+            return [await accounts.any_needs(tx, one, now) for one in registered if one != current]
+
+        remain = await opened.database.run(remaining)
+        if json:
+            shown = [
+                {
+                    "version": one.version,
+                    "needed_by": str(one),
+                    "until": iso(one.until) if one.until else None,
+                }
+                for one in remain
+            ]
+            _print_json({"version": current, "resealed": moved, "unreadable": unreadable, "older": shown})
+        else:
+            print(f"Resealed {moved} rows with secret version {current}.")
+            for one in remain:
+                print(f"Version {one.version}: needed by {one}{_until(one)}.")
+        if unreadable:
+            some = ", ".join(unreadable[:_MOST_NAMED]) + (", …" if len(unreadable) > _MOST_NAMED else "")
+            fail(f"{len(unreadable)} rows cannot be opened with any given secret: {some}", FAILED)
+
+    _operate(body)
+
+
+def _until(needs: "Needs") -> str:
+    return "" if needs.sealed or needs.until is None else f" until {needs.until:%Y-%m-%d %H:%M} UTC"
 
 
 def create_project(

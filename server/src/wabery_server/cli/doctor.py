@@ -10,12 +10,13 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from wabery_server import accounts, contacts, main, whatsapp
+from wabery_server import accounts, contacts, errors, main, whatsapp
 from wabery_server.accounts import Channel, Project
 from wabery_server.cli import FAILED, load
 from wabery_server.cli import run as run_loop
 from wabery_server.db import Tx
 from wabery_server.main import Opened
+from wabery_server.secrets import Unsealable
 from wabery_server.settings import Settings
 from wabery_server.webhooks import UnsafeUrl, check_url, policy
 from wabery_server.whatsapp import State
@@ -91,6 +92,7 @@ async def _in_database(ground: main.Ground) -> list[Check]:
         checks.append(
             Check("schema and secret", "ok", "the database is at this version and belongs to this secret")
         )
+        checks += await installation.database.run(lambda tx: _secret_versions(tx, installation))
         projects = await installation.database.run(lambda tx: accounts.any_projects(tx, limit=1000))
         checks.append(
             Check("projects", "ok", f"{len(projects)} of them")
@@ -102,6 +104,25 @@ async def _in_database(ground: main.Ground) -> list[Check]:
         for project in projects:
             checks += await _project(installation, project, ground.settings)
     checks.append(await _public_url(ground.settings))
+    return checks
+
+
+async def _secret_versions(tx: Tx, installation: Opened) -> list[Check]:
+    """For each version but the current one, whether it can be removed."""
+    current, at = installation.keyring.current.version, installation.clock.now()
+    checks = []
+    for version in await accounts.registered_versions(tx):
+        if version == current:
+            continue
+        name, needs = f"secret version {version}", await accounts.any_needs(tx, version, at)
+        if needs.sealed:
+            checks.append(Check(name, "warning", f"needed by {needs}", "Run `wabery admin reseal`."))
+        elif needs.total:
+            until = f" until {needs.until:%Y-%m-%d %H:%M} UTC" if needs.until else ""
+            checks.append(Check(name, "ok", f"needed by {needs}{until}"))
+        elif version < current:
+            todo = "Remove it from WABERY_SECRET_KEY_OLD once every server has the current secret."
+            checks.append(Check(name, "ok", "nothing needs it", todo))
     return checks
 
 
@@ -174,6 +195,11 @@ async def _project(installation: Opened, project: Project, settings: Settings) -
             )
         )
     checks.append(_webhook(name, endpoint, project, settings))
+    try:
+        accounts.unseal_endpoint_secrets(endpoint, installation.keyring)
+    except Unsealable as failure:
+        todo = "Restore the missing secret version, or set webhook_secret again."
+        checks.append(Check(name, "failed", f"its webhook secret cannot be opened: {failure}", todo))
     for channel in channels:
         checks += await _channel(installation, channel, settings)
     return checks
@@ -185,7 +211,10 @@ async def _channel(installation: Opened, channel: Channel, settings: Settings) -
     async def read(tx: Tx) -> accounts.Credentials:
         return await accounts.unseal_credentials(tx, channel, keyring=installation.keyring)
 
-    credentials = await installation.database.run(read)
+    try:
+        credentials = await installation.database.run(read)
+    except errors.Unavailable as refusal:
+        return [Check(f"channel {channel.name}", "failed", refusal.message, refusal.hint)]
     if channel.sandbox or credentials.access_token is None:
         return []
     checker = whatsapp.CHECKERS[channel.provider]

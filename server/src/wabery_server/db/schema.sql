@@ -22,6 +22,13 @@ create table installation (
     created_at       timestamptz not null
 );
 
+-- The versions of the installation's secret that are in use.
+create table secret_versions (
+    version       integer primary key,
+    secret_check  bytea,                                    -- identifies the secret; null: from before this table
+    created_at    timestamptz not null
+);
+
 create table organizations (
     id          text collate "C" primary key,
     name        text not null,

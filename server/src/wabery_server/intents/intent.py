@@ -237,8 +237,8 @@ class Shown(NamedTuple):
 
 
 def shown(intent: Intent, *, keyring: Keyring, project: Project, display_phone_number: str | None) -> Shown:
-    """Token, client secret and link of an intent."""
-    subkeys = keyring.version(intent.secret_version)
+    """Token, client secret and link of an intent. Raises secrets.Unsealable when the intent's secret version is missing."""
+    subkeys = keyring.version(intent.secret_version, f"registration_intents:{intent.id}")
     token = subkeys.token(intent.id)
     link = wa_link(project, display_phone_number, token, intent.locale) if display_phone_number else None
     return Shown(token, subkeys.client_secret(intent.id), link)
