@@ -61,7 +61,7 @@ def batch(size: int) -> tuple[Values, Values, Values]:
                 KEY,
                 None,
             )
-            + (token, "abcdef", 1, now, now + timedelta(hours=1), MAX_PENDING)
+            + (token, "abcdef", 1, now, now + timedelta(hours=1), b"", MAX_PENDING, MAX_PENDING)
         )
     locked: Values = sorted((row[0], row[8]) for row in inserted)  # type: ignore[type-var]  # text and bytes
     settled: Values = [

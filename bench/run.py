@@ -58,6 +58,7 @@ LIFTED = {
     "WABERY_PUBLISHABLE_IP_PER_MINUTE": "100000000",
     "WABERY_PUBLISHABLE_KEY_PER_MINUTE": "100000000",
     "WABERY_POLLS_PER_MINUTE": "100000000",
+    "WABERY_PUBLIC_READS_PER_MINUTE": "100000000",
     "WABERY_DELIVERY_ALLOW_NETWORKS": "127.0.0.0/8",
     "WABERY_DELIVERY_ALLOW_PORTS": "any",
     "WABERY_DELIVERY_PER_ENDPOINT": "256",
@@ -97,6 +98,8 @@ INSERT = for_pgbench(
         "now()",
         "now() + interval '1 day'",
     ),
+    "''::bytea",
+    str(MAX_PENDING),
     str(MAX_PENDING),
 )
 SELECT = for_pgbench(

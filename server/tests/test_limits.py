@@ -1,18 +1,17 @@
 """How much is too much: the algorithm by itself with a clock of its own, and every limit through the API."""
 
+import asyncio
 import re
-from datetime import timedelta
+from collections import Counter
 from ipaddress import ip_network
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from snapshots import holdings
-from world import ANA, BEN, INTENTS, App, Reply, Tenant, tenant
+from world import ANA, BEN, INTENTS, App, Reply, Tenant
 
-from wabery_server.clock import MovableClock
-from wabery_server.intents import MAX_PENDING
-from wabery_server.limits import Allowance, Limit
+from wabery_server.limits import Allowance, Limit, take_all
 from wabery_server.settings import Settings
 
 UNKNOWN = "wjr_00000000000000000000000000"
@@ -207,6 +206,8 @@ def allowing(**some: int) -> Settings:
         "publishable_ip_per_minute": 100_000,
         "reference_per_hour": 100_000,
         "polls_per_minute": 100_000,
+        "secret_polls_per_minute": 100_000,
+        "public_reads_per_minute": 100_000,
         "bad_tokens_per_sender": 100_000,
         "read_lanes": 1,
     }
@@ -306,18 +307,124 @@ async def test_without_a_trusted_proxy_nobody_chooses_an_address(app: App, acme:
 
 
 @pytest.mark.parametrize("settings", [allowing(reference_per_hour=2)], ids=[""])
-async def test_a_reference_is_minted_for_so_often_in_each_class(
+async def test_mints_for_a_reference_are_limited_per_address_and_for_servers(
     app: App, acme: Tenant, globex: Tenant
 ) -> None:
-    for _ in range(2):
-        assert (await mint(app, acme.publishable_key)).status == 200
+    first, second = "203.0.113.7", "203.0.113.8"
+    for ip in (first, "::ffff:203.0.113.7"):
+        assert (await mint(app, acme.publishable_key, ip=ip)).status == 200
 
-    too_much = await mint(app, acme.publishable_key)
+    too_much = await mint(app, acme.publishable_key, ip=first)
+    by_server = [await mint(app, acme.secret_key, ip=first) for _ in range(3)]
 
-    assert refused(too_much, "customer_reference") <= 1800
-    assert [(await mint(app, acme.secret_key)).status for _ in range(3)] == [200, 200, 429]
-    assert (await mint(app, acme.publishable_key, "user_456")).status == 200
-    assert (await mint(app, globex.publishable_key)).status == 200
+    assert (too_much.status, too_much.body["error"]) == (429, "rate_limited")
+    assert 1 <= int(too_much.headers["Retry-After"]) <= 1800
+    assert [reply.status for reply in by_server] == [200, 200, 429]
+    assert refused(by_server[2], "customer_reference") <= 1800
+    assert (await mint(app, acme.publishable_key, ip=second)).status == 200
+    assert (await mint(app, acme.publishable_key, "user_456", ip=first)).status == 200
+    assert (await mint(app, globex.publishable_key, ip=first)).status == 200
+
+
+async def test_no_header_tells_a_page_how_many_intents_a_reference_has(app: App, acme: Tenant) -> None:
+    by_page = [await mint(app, acme.publishable_key) for _ in range(21)]
+    by_server = await mint(app, acme.secret_key)
+
+    assert [reply.status for reply in by_page] == [200] * 20 + [429]
+    for reply in by_page:
+        told = [*reply.headers.getall("RateLimit", []), *reply.headers.getall("RateLimit-Policy", [])]  # type: ignore[attr-defined]  # aiohttp's headers
+        assert not any("customer_reference" in one for one in told)
+    assert '"customer_reference"' in by_server.headers["RateLimit"]
+
+
+# Several limits at once
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.sampled_from("xyz"), st.floats(0, 20)), min_size=1, max_size=60
+    ),
+    st.integers(1, 5),
+    st.integers(1, 12),
+)
+def test_a_refusal_by_one_limit_costs_nothing_with_the_others(
+    story: list[tuple[str, str, float]], narrow_quota: int, wide_quota: int
+) -> None:
+    clock = Seconds()
+    narrow, wide = Limit("narrow", narrow_quota, 60, now=clock), Limit("wide", wide_quota, 60, now=clock)
+    lone = Limit("wide", wide_quota, 60, now=clock)
+
+    for key, owner, pause in story:
+        clock.now += pause
+        before = narrow.peek((owner, key)), wide.peek(key)
+        answer = take_all((narrow, (owner, key)), (wide, key))
+
+        assert answer.allowed is all(before)
+        if answer.allowed:
+            assert lone.take(key).allowed  # the wide limit has counted exactly what was allowed
+        elif before[0]:
+            assert answer.name == "wide"
+            assert narrow.peek((owner, key))  # given back
+        else:
+            assert answer.name == "narrow"
+        assert wide.peek(key) == lone.peek(key)
+
+
+def test_the_limit_with_the_fewest_requests_left_is_shown() -> None:
+    clock = Seconds()
+    narrow, wide = Limit("narrow", 5, 60, now=clock), Limit("wide", 20, 60, now=clock)
+    quiet = Limit("quiet", 1, 60, silent=True, now=clock)
+    for _ in range(16):
+        wide.take("a")
+
+    shown = [take_all((narrow, n), (wide, "a")).name for n in (1, 2)]
+    silent = take_all((quiet, "a"), (narrow, 1))
+
+    assert shown == ["wide", "wide"]
+    assert take_all((narrow, 3), (wide, "b")).name == "narrow"
+    assert silent.name == "narrow"
+    assert take_all((quiet, "a"), (narrow, 1)).headers() == []
+
+
+@pytest.mark.parametrize(
+    "settings", [allowing(publishable_ip_per_minute=60, publishable_key_per_minute=600)], ids=[""]
+)
+async def test_one_address_cannot_use_up_a_publishable_key(app: App, acme: Tenant) -> None:
+    flood = await asyncio.gather(
+        *[mint(app, acme.publishable_key, f"user_{n}", "203.0.113.9") for n in range(640)]
+    )
+    other = await mint(app, acme.publishable_key, "user", "203.0.113.77")
+
+    statuses = Counter(reply.status for reply in flood)
+    assert set(statuses) == {200, 429}
+    assert statuses[200] < 80
+    assert other.status == 200
+
+
+@pytest.mark.parametrize("settings", [allowing(reference_per_hour=1, publishable_ip_per_minute=4)], ids=[""])
+async def test_a_visitor_that_is_refused_uses_up_nothing(app: App, acme: Tenant) -> None:
+    ip = "203.0.113.7"
+    await mint(app, acme.publishable_key, ip=ip)
+
+    refusals = [(await mint(app, acme.publishable_key, ip=ip)).status for _ in range(10)]
+    others = [(await mint(app, acme.publishable_key, f"user_{n}", ip)).status for n in range(4)]
+
+    assert refusals == [429] * 10
+    assert others == [200, 200, 200, 429]
+
+
+async def test_a_refused_mint_does_not_use_up_its_secret_key(app: App, acme: Tenant) -> None:
+    app.service.per_reference = Limit("customer_reference", 1, 3600)
+    app.service.per_secret_key = Limit("secret_key", 3, 1, now=Seconds())
+
+    replies = [(await mint(app, acme.secret_key)).status for _ in range(9)]
+    others = [(await mint(app, acme.secret_key, f"user_{n}")).status for n in range(3)]
+
+    assert replies == [200] + [429] * 8
+    assert others == [200, 200, 429]
+
+
+# Reads
 
 
 @pytest.mark.parametrize("settings", [allowing(reference_per_hour=2)], ids=[""])
@@ -371,6 +478,53 @@ async def test_a_page_reads_an_intent_so_often(app: App, acme: Tenant) -> None:
     assert (await app.call("GET", path, acme.publishable_key)).status == 200
 
 
+async def test_a_server_reads_an_intent_so_often(app: App, acme: Tenant, globex: Tenant) -> None:
+    app.service.secret_polls = Limit("polls", 2, 60, now=Seconds())
+    intent = await app.mint(acme.secret_key)
+    path = f"{INTENTS}/{intent['id']}"
+
+    replies = [await app.call("GET", path, acme.secret_key) for _ in range(3)]
+
+    assert [reply.status for reply in replies] == [200, 200, 429]
+    assert refused(replies[2], "polls") == 30
+    assert (await app.call("GET", path + "/events", acme.secret_key)).status == 429
+    assert (await app.call("GET", path, acme.publishable_key)).status == 200
+    assert (await app.call("GET", path, globex.secret_key)).status == 404
+
+
+@pytest.mark.parametrize("settings", [allowing(public_reads_per_minute=5)], ids=[""])
+async def test_an_address_reads_only_so_many_ids(app: App, acme: Tenant, globex: Tenant) -> None:
+    guesses = [f"{INTENTS}/reg_{n:026}" for n in range(7)]
+    here, there = {"X-Forwarded-For": "203.0.113.7"}, {"X-Forwarded-For": "203.0.113.8"}
+    intent = await app.mint(acme.secret_key)
+
+    keys = [acme.publishable_key, globex.publishable_key]
+    replies = [await app.call("GET", path, keys[n % 2], headers=here) for n, path in enumerate(guesses)]
+
+    assert [reply.status for reply in replies] == [404] * 5 + [429] * 2
+    assert refused(replies[5], "public_reads") == 12
+    stream = f"{INTENTS}/{intent['id']}/events"
+    secret = {**here, "x-wabery-client-secret": intent["client_secret"]}
+    for change, body in (("cancel", {}), ("extend", {}), ("opened", {"via": "qr"})):
+        path = f"{INTENTS}/{intent['id']}/{change}"
+        reply = await app.call("POST", path, acme.publishable_key, json=body, headers=secret)
+        assert refused(reply, "public_reads") == 12
+    assert (await app.call("GET", stream, acme.publishable_key, headers=here)).status == 429
+    assert (await app.call("GET", guesses[0], acme.publishable_key, headers=there)).status == 404
+    assert (await app.call("GET", guesses[0], acme.secret_key, headers=here)).status == 404
+
+
+@pytest.mark.parametrize("settings", [allowing(polls_per_minute=1, public_reads_per_minute=4)], ids=[""])
+async def test_polling_one_intent_too_often_leaves_the_others_readable(app: App, acme: Tenant) -> None:
+    one, *others = [f"{INTENTS}/{(await app.mint(acme.secret_key))['id']}" for _ in range(5)]
+
+    polls = [(await app.call("GET", one, acme.publishable_key)).status for _ in range(8)]
+    reads = [(await app.call("GET", path, acme.publishable_key)).status for path in others]
+
+    assert polls == [200] + [429] * 7
+    assert reads == [200, 200, 200, 429]
+
+
 async def test_a_sender_of_bad_tokens_is_met_with_silence_while_a_good_one_is_honoured(
     app: App, acme: Tenant
 ) -> None:
@@ -412,50 +566,3 @@ async def test_a_bad_token_that_is_delivered_again_counts_once(app: App, acme: T
 
     assert await app.say(acme, UNKNOWN, ANA) == {"unknown_token": 1}
     assert await app.say(acme, UNKNOWN, ANA) == {"sender_rate_limited": 1}
-
-
-# At most five pending
-
-
-@pytest.mark.parametrize(
-    ("kind", "status", "waits"), [("secret_key", 422, False), ("publishable_key", 429, True)]
-)
-async def test_a_reference_has_at_most_five_pending_in_each_class(
-    app: App, acme: Tenant, kind: str, status: int, *, waits: bool
-) -> None:
-    mine, other = getattr(acme, kind), acme.publishable_key if kind == "secret_key" else acme.secret_key
-    for _ in range(MAX_PENDING):
-        assert (await mint(app, mine)).status == 200
-
-    too_many = await mint(app, mine)
-
-    assert (too_many.status, too_many.body["error"]) == (status, "too_many_pending")
-    assert ("Retry-After" in too_many.headers) is waits
-    assert (await mint(app, other)).status == 200
-    assert (await mint(app, mine, "user_456")).status == 200
-
-
-async def test_one_that_has_ended_makes_room(app: App, acme: Tenant, clock: MovableClock) -> None:
-    minted = [(await mint(app, acme.secret_key)).body for _ in range(MAX_PENDING)]
-    await app.call("POST", f"{INTENTS}/{minted[0]['id']}/cancel", acme.secret_key)
-
-    after_a_cancel = [(await mint(app, acme.secret_key)).status for _ in range(2)]
-    clock.move(timedelta(days=1, seconds=1))
-    after_the_expiry = [(await mint(app, acme.secret_key)).status for _ in range(MAX_PENDING + 1)]
-
-    assert after_a_cancel == [200, 422]
-    assert after_the_expiry == [200] * MAX_PENDING + [422]
-
-
-@pytest.mark.parametrize("kind", ["secret_key", "publishable_key"])
-async def test_where_the_project_wants_it_the_oldest_makes_room(app: App, kind: str) -> None:
-    initech = await tenant(app, "Initech", supersede=True)
-    key = getattr(initech, kind)
-    minted = [(await mint(app, key)).body for _ in range(MAX_PENDING + 2)]
-
-    seen = [await app.get(initech.secret_key, one["id"]) for one in minted]
-
-    assert [one["status"] for one in seen] == ["REJECTED"] * 2 + ["PENDING"] * MAX_PENDING
-    assert {one["rejection_reason"] for one in seen[:2]} == {"superseded"}
-    assert await app.say(initech, minted[0]["token"]) == {"after_cancel": 1}
-    assert await app.say(initech, minted[-1]["token"]) == {"joined": 1}

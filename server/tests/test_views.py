@@ -12,7 +12,7 @@ from world import ANA, BEN, INTENTS, App, Tenant
 from wabery_server import accounts, intents, outbox
 from wabery_server.accounts import KeyDraft, ProjectDraft
 from wabery_server.clock import MovableClock
-from wabery_server.contacts import Contact
+from wabery_server.contacts import Contact, Identity
 from wabery_server.intents import RejectionReason
 
 MINTED = {
@@ -589,8 +589,27 @@ async def test_security_token_reuse_names_the_stranger(app: App, acme: Tenant) -
 
     payload = await only(app, acme, "security.token_reuse")
 
-    assert set(payload) == PERSON | {"registration_intent_id", "customer_reference"}
+    assert set(payload) == PERSON | {"registration_intent_id", "customer_reference", "count"}
     assert payload["whatsapp"]["user_id"] == BEN.bsuid
+
+
+async def test_security_token_reuse_is_sent_once_in_ten_minutes_with_a_count(
+    app: App, acme: Tenant, clock: MovableClock
+) -> None:
+    one, other = [await app.mint(acme.secret_key, name) for name in ("user_1", "user_2")]
+    await app.say(acme, one["token"], ANA)
+    await app.say(acme, other["token"], Identity(bsuid="US.8120003"))
+
+    for _ in range(3):
+        await app.say(acme, one["token"], BEN)
+    await app.say(acme, other["token"], BEN)
+    clock.move(timedelta(minutes=10, seconds=1))
+    await app.say(acme, one["token"], Identity(bsuid="US.8120004"))
+    await app.say(acme, one["token"], ANA)
+
+    events = await app.events(acme.project.id, "security.token_reuse")
+    told = [(event["payload"]["registration_intent_id"], event["payload"]["count"]) for event in events]
+    assert told == [(one["id"], 1), (other["id"], 1), (one["id"], 4)]
 
 
 async def test_a_disabled_endpoint_is_told_to_the_others(app: App, acme: Tenant) -> None:

@@ -112,6 +112,8 @@ export interface RegistrationIntentPayload extends EventPayload, Partial<Omit<Pe
 export interface SecurityPayload extends PersonPayload {
   registration_intent_id: string;
   customer_reference: string;
+  /** Of `security.token_reuse`: how often other people have sent the token so far. */
+  count?: number;
 }
 
 export interface WebhookEndpointPayload extends EventPayload {

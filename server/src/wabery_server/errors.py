@@ -316,7 +316,7 @@ class ChannelNotReady(WaberyError):
 
 
 class TooManyPending(WaberyError):
-    """Five intents for this reference and trust class are pending already."""
+    """Five intents that your server minted for this reference are pending, and the project's `supersede` is off."""
 
     code, status = "too_many_pending", 422
     message = "Five registration intents for this customer_reference are pending already."
@@ -351,11 +351,11 @@ class RateLimited(WaberyError):
 
 
 class TooManyPendingHere(WaberyError):
-    """The same refusal to a publishable key, which sees it as a limit."""
+    """With a publishable key: too many unsigned intents for this reference are pending, from all addresses together."""
 
     code, status = "too_many_pending", 429
-    message = "Five registration intents for this customer_reference are pending already."
-    hint = "Show the link that was minted first, or wait for one to expire."
+    message = "Too many unsigned registration intents for this customer_reference are pending."
+    hint = "Wait for Retry-After seconds, or create the intent on your server with a secret key."
 
 
 class InternalError(WaberyError):

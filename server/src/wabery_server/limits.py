@@ -1,7 +1,10 @@
 """Rate limits in this process's memory: the generic cell rate algorithm (GCRA, ITU-T I.371), wall time.
 
 Each limit remembers one number per key: when the key's bucket will be empty again. Of the key it keeps the hash, 64 bits that
-nobody outside this process can foresee. Memory is bounded; a key that has been idle for its window costs nothing.
+cannot be predicted outside this process. Memory is bounded; a key that has been idle for its window costs nothing.
+
+A request that counts against several limits is counted by `take_all`, so that a refusal by one of them costs nothing with
+the others: one client address can never use up a quota that all visitors share.
 """
 
 import math
@@ -37,8 +40,10 @@ class Allowance(Struct, frozen=True):
     def headers(self) -> list[tuple[bytes, bytes]]:
         """`RateLimit-Policy` and `RateLimit` (IETF draft-ietf-httpapi-ratelimit-headers-11).
 
-        A refusal's `t` is the moment that its `Retry-After` names.
+        A refusal's `t` is the moment that its `Retry-After` names. A silent limit has none.
         """
+        if self.limit.silent:
+            return []
         reset = math.ceil(self.retry_after or self.reset)
         return [
             (b"ratelimit-policy", self.limit.policy),
@@ -47,7 +52,10 @@ class Allowance(Struct, frozen=True):
 
 
 class Limit:
-    """`quota` requests per `window` seconds for each key, in a burst or spread out."""
+    """`quota` requests per `window` seconds for each key, in a burst or spread out.
+
+    A `silent` limit sends no headers: what is left of it would tell one caller about others.
+    """
 
     def __init__(
         self,
@@ -55,10 +63,12 @@ class Limit:
         quota: int,
         window: int,
         *,
+        silent: bool = False,
         now: Callable[[], float] = time.monotonic,
         max_keys: int = _MAX_KEYS,
     ) -> None:
         self.name = name
+        self.silent = silent
         self.window = window
         """Seconds."""
         self.step = window / quota
@@ -84,7 +94,7 @@ class Limit:
         return Allowance(self, used)
 
     def give_back(self, key: Hashable) -> None:
-        """Uncounts a request that has been counted, because it turned out to be none."""
+        """Uncounts a request that `take` has counted."""
         if (hashed := hash(key)) in self._full_at:
             self._full_at[hashed] -= self.step
 
@@ -100,3 +110,25 @@ class Limit:
             kept = sorted(busy.items(), key=lambda entry: entry[1])[len(busy) - self._max_keys // 2 :]
             busy = dict(kept)
         self._full_at = busy
+
+
+def take_all(first: tuple[Limit, Hashable], *others: tuple[Limit, Hashable]) -> Allowance:
+    """Counts one request against several limits, given with their keys, the narrowest first.
+
+    Returns the refusal of the first limit that refuses, after giving back what the limits before it have counted; or
+    else the allowance with the fewest requests left.
+    """
+    narrowest = first[0].take(first[1])
+    if not narrowest.allowed:
+        return narrowest
+    taken = [first]
+    for limit, key in others:
+        allowance = limit.take(key)
+        if not allowance.allowed:
+            for counted, its_key in taken:
+                counted.give_back(its_key)
+            return allowance
+        taken.append((limit, key))
+        if narrowest.limit.silent or allowance.remaining < narrowest.remaining:
+            narrowest = allowance
+    return narrowest

@@ -54,7 +54,8 @@ class EventType(enum.StrEnum):
     REGISTRATION_INTENT_ATTEMPT_FAILED = "registration_intent.attempt_failed"
     """A message carried a token and joined nobody; `attempt.code` says why. Opt-in, as for every typo there is one."""
     SECURITY_TOKEN_REUSE = "security.token_reuse"
-    """Somebody else sent a token that had already joined its person. Nothing changed, but the link was passed on."""
+    """Another person sent a token that had already joined its person. Nothing changed, but the link was passed on. Sent
+    for the first such message of an intent, then at most once in 10 minutes; `count` says how many there were."""
     WEBHOOK_ENDPOINT_DISABLED = "webhook_endpoint.disabled"
     """Nothing is sent to this endpoint until its URL is set again, and what is due for it is held; `reason` says why."""
 

@@ -90,6 +90,10 @@ class Subkeys:
         return self._derive("client-secret")
 
     @cached_property
+    def _client(self) -> bytes:
+        return self._derive("client-address")
+
+    @cached_property
     def _cursor(self) -> bytes:
         return self._derive("cursor")
 
@@ -109,6 +113,14 @@ class Subkeys:
     def client_secret(self, intent_id: str) -> str:
         """`wcs_` and 130 bits: what a browser shows to act on its own intent."""
         return "wcs_" + _letters(self._client_secret, intent_id)
+
+    def client_hash(self, network: str, address: str) -> bytes:
+        """8 bytes that stand for a client's address: 4 of its network, then 4 of the address itself."""
+        halves = [
+            hashlib.blake2b(part.encode(), key=self._client, digest_size=4).digest()
+            for part in (network, address)
+        ]
+        return b"".join(halves)
 
     def sign_cursor(self, position: bytes) -> str:
         """An opaque list cursor: the position and 12 bytes of MAC, base64url."""

@@ -56,11 +56,15 @@ class Settings:
     publishable_ip_per_minute: int = 60
     """Mints with publishable keys from one IP address (IPv6: one /64)."""
     reference_per_hour: int = 20
-    """Mints for one customer reference and trust class."""
+    """Mints for one customer reference: with secret keys; and with publishable keys from each IP address."""
     secret_key_per_second: int = 10_000
     """Requests with one secret key."""
     polls_per_minute: int = 120
-    """Reads of one intent with a publishable key."""
+    """Reads of one intent with publishable keys, opened streams included."""
+    secret_polls_per_minute: int = 600
+    """Reads of one intent with secret keys, opened streams included."""
+    public_reads_per_minute: int = 600
+    """Reads and changes of any intents with publishable keys from one IP address (IPv6: one /64)."""
     waits_per_address: int = 50
     """Streams and waiting reads at once from one IP address (IPv6: one /64); fewer where descriptors are few."""
     waits_per_key: int = 1_000

@@ -192,6 +192,8 @@ class RegistrationIntentPayload(
 class SecurityPayload(PersonPayload):
     __slots__ = ()
     registration_intent_id: str
+    count: int
+    """Of `security.token_reuse`: how often other people have sent the token so far."""
 
 
 class WebhookEndpointPayload(Payload):

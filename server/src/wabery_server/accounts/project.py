@@ -84,8 +84,8 @@ class Project(Struct, frozen=True, kw_only=True):
     publishable_expires_in: int = 30 * 60
     """Seconds that an intent of a publishable key lives, unless it says otherwise."""
     secret_expires_in: int = 24 * 60 * 60
-    supersede: bool = False
-    """Whether one intent too many for a reference ends the oldest pending one, instead of being refused."""
+    supersede: bool = True
+    """Whether a sixth trusted intent for a reference ends the oldest pending one, instead of being rejected."""
     unsigned_references: UnsignedReferences = "accept"
     """Whether a publishable key may mint for a customer reference that the app has not signed."""
     on_identity_linked: OnIdentityLinked = "reject"

@@ -1,7 +1,7 @@
 """One request as a handler sees it, and its answer."""
 
 import re
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 from urllib.parse import parse_qsl
@@ -12,7 +12,7 @@ from starlette.types import Receive
 from wabery_server import errors, idempotency
 from wabery_server.accounts import Caller
 from wabery_server.db import Tx
-from wabery_server.limits import Allowance
+from wabery_server.limits import Limit, take_all
 
 if TYPE_CHECKING:
     from wabery_server.api.service import Service
@@ -174,10 +174,17 @@ class Call:
     def replayed(self, stored: idempotency.Stored) -> Answer:
         return Answer(stored.body, stored.status, ((b"idempotency-replayed", b"true"),))
 
-    def limit(self, allowance: Allowance) -> None:
-        """Puts a limit's headers on the answer. Raises errors.RateLimited when it is used up."""
+    def limit(self, first: tuple[Limit, Hashable], *others: tuple[Limit, Hashable]) -> None:
+        """Counts this request against limits, the narrowest first, and puts headers of one of them on the answer.
+
+        Raises errors.RateLimited when one is used up; then none of them has counted the request, nor has the limit of
+        the secret key that sent it.
+        """
+        allowance = take_all(first, *others)
         self.out += allowance.headers()
         if not allowance.allowed:
+            if self.caller.trusted:
+                self.service.per_secret_key.give_back(self.caller.key.id)
             raise errors.RateLimited(
                 f"Too many requests (limit: {allowance.name}).", retry_after=allowance.retry_after
             )

@@ -61,7 +61,7 @@ async def check(call: Call) -> Answer:
     call.empty_body()
     channel, credentials = await _found(call)
     service = call.service
-    call.limit(service.channel_checks.take(channel.id))
+    call.limit((service.channel_checks, channel.id))
     checker = whatsapp.CHECKERS[channel.provider]
     findings = await checker(channel, credentials, service.settings, service.clock.now())
     return call.answer(

@@ -169,6 +169,9 @@ class RegistrationIntentAttemptFailed(_AboutIntent, _Person):
 class SecurityTokenReuse(_Person):
     registration_intent_id: str
     customer_reference: str
+    count: int
+    """How often other people have sent this token so far. The event is sent for the first time, then at most once in
+    10 minutes per intent."""
 
 
 class WebhookEndpointDisabled(_Envelope):

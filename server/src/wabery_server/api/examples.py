@@ -455,6 +455,7 @@ _TOKEN_REUSE: SecurityTokenReuse = {
     },
     "registration_intent_id": _INTENT,
     "customer_reference": _CUSTOMER,
+    "count": 1,
 }
 _DISABLED: WebhookEndpointDisabled = {
     "event_id": _EVENT,

@@ -5,6 +5,7 @@ import contextlib
 import hmac
 import re
 from collections import Counter
+from collections.abc import Hashable
 from datetime import datetime, timedelta
 
 import msgspec
@@ -27,13 +28,16 @@ from wabery_server.contacts import Contact
 from wabery_server.db import Tx
 from wabery_server.idempotency import Stored
 from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, Trust, View
+from wabery_server.limits import Limit
 from wabery_server.outbox import EventType
 from wabery_server.secrets import Unsealable
-from wabery_server.web import network_of
+from wabery_server.web import network_of, site_of
 
 MAX_METADATA = 16_384
 MAX_DEPTH = 5
 MAX_WAIT = 25
+MAX_VISITOR_LIFETIME = timedelta(hours=24)
+"""After an intent's creation, when its client secret extends it."""
 _STREAM_SECONDS = 300.0
 _BEAT_SECONDS = 15.0
 _ITEMS_A_TURN = 10
@@ -52,26 +56,40 @@ async def create(call: Call) -> Answer:
     wanted = call.decode(Create)
     metadata = _checked(wanted)
     trust = _trust(call)
-    if trust is Trust.UNVERIFIED:
-        call.limit(service.per_publishable_key.take(caller.key.id))
-        call.limit(service.per_ip.take(network_of(call.ip)))
-    reference = (caller.project.id, wanted.customer_reference, trust)
-    allowance = service.per_reference.take(reference)
-    if key is not None and (not allowance.allowed or wanted.include):  # what is drawn is not drawn twice
+    _check_lifetime(caller, wanted.expires_in)
+    reference, *others = _quotas(call, wanted.customer_reference)
+    # What is drawn is not drawn twice, and what is replayed does not count for its reference.
+    if key is not None and (wanted.include or not reference[0].peek(reference[1])):
+        if others:
+            call.limit(*others)
+            others = []
         before = await service.database.run(
             lambda tx: idempotency.answered(tx, key, keyring=service.keyring, at=service.clock.now())
         )
         if before is not None:
             return call.replayed(before)
-    call.limit(allowance)
+    call.limit(reference, *others)
     now = service.clock.now()
     mint = await _prepared(call, wanted, metadata, trust, ids.new("reg", now), now)
     mint.key = key
     minted = await service.minting.submit(mint)
     if minted.replayed:
-        service.per_reference.give_back(reference)
+        reference[0].give_back(reference[1])
         return call.replayed(minted.answer)
     return Answer(minted.answer.body)
+
+
+def _quotas(call: Call, customer_reference: str) -> list[tuple[Limit, Hashable]]:
+    """The limits that a mint counts against, the narrowest first."""
+    caller, service = call.caller, call.service
+    if caller.trusted:
+        return [(service.per_reference, (caller.project.id, customer_reference))]
+    address = network_of(call.ip)
+    return [
+        (service.per_visitor_reference, (caller.project.id, customer_reference, address)),
+        (service.per_ip, address),
+        (service.per_publishable_key, caller.key.id),
+    ]
 
 
 async def create_many(call: Call) -> Write:
@@ -80,14 +98,14 @@ async def create_many(call: Call) -> Write:
     now = service.clock.now()
     data: list[msgspec.Raw | dict[str, object]] = []
     mints: list[tuple[int, Mint]] = []
-    asked: Counter[tuple[str, str, Trust]] = Counter()
+    asked: Counter[tuple[str, str]] = Counter()
     for number, item in enumerate(call.decode(CreateMany).items):
         if number % _ITEMS_A_TURN == 0:
             await asyncio.sleep(0)
         try:
             wanted = decode(bytes(item), "application/json", Create)
             metadata = _checked(wanted)
-            reference = (caller.project.id, wanted.customer_reference, Trust.SERVER)
+            reference = (caller.project.id, wanted.customer_reference)
             if not service.per_reference.peek(reference, asked[reference] + 1):
                 raise errors.RateLimited("Too many requests (limit: customer_reference).")
             asked[reference] += 1
@@ -111,7 +129,7 @@ async def create_many(call: Call) -> Write:
 
     def count() -> None:
         for _, mint in mints:
-            service.per_reference.take((caller.project.id, mint.intent.customer_reference, Trust.SERVER))
+            service.per_reference.take((caller.project.id, mint.intent.customer_reference))
 
     call.after_commit(count)
     return write
@@ -124,8 +142,7 @@ async def get(call: Call) -> Answer:
     view = _view(call, intent_id)
     wait = call.number("wait", 0, 0, MAX_WAIT)
     include = _include(call)
-    if not call.caller.trusted:
-        call.limit(service.polls.take((call.caller.project.id, intent_id)))
+    _count_read(call, intent_id)
     place = _place(call, intent_id) if wait else None
     intent = await (_waited(call, place, wait) if place else _found(call, intent_id))
     body = _encode(await _shown_to(call, intent, view, include))
@@ -143,8 +160,7 @@ async def stream(call: Call) -> Answer:
     """
     intent_id = call.params["id"]
     view = _view(call, intent_id)
-    if not call.caller.trusted:
-        call.limit(call.service.polls.take((call.caller.project.id, intent_id)))
+    _count_read(call, intent_id)
     first = await _found(call, intent_id)
     changes = _changes(call, first, view, _place(call, intent_id))
     await anext(changes)  # its place is taken before anybody else looks for one
@@ -231,15 +247,20 @@ async def cancel(call: Call) -> Write:
 
 
 async def extend(call: Call) -> Write:
-    """Keeps a pending intent open longer, to at most 7 days after its creation. Never shortens it."""
+    """Keeps a pending intent open longer, never shorter: to at most 7 days after its creation.
+
+    With a client secret: to at most 24 hours after its creation, and the project's `publishable_expires_in` from now.
+    """
     service, project, intent_id = call.service, call.caller.project, call.params["id"]
     view = holder_or_owner(call)
     wanted = call.decode(Extend) if call.body.strip() else Extend()
     now = service.clock.now()
+    _check_lifetime(call.caller, wanted.expires_in)
     until = now + timedelta(seconds=wanted.expires_in or _lifetime(call.caller))
+    longest = intents.MAX_LIFETIME if call.caller.trusted else MAX_VISITOR_LIFETIME
 
     async def write(tx: Tx) -> Answer:
-        intent = await intents.extend(tx, project.id, intent_id, until, now)
+        intent = await intents.extend(tx, project.id, intent_id, until, now, longest=longest)
         return call.answer(_public(call, intent, view, now=now), object_ids=(intent_id,))
 
     call.after_commit(lambda: service.changed([intent_id]))
@@ -269,6 +290,16 @@ def _place(call: Call, intent_id: str) -> Place:
             hint="Wait for Retry-After seconds, or read without `wait`.",
         )
     return place
+
+
+def _count_read(call: Call, intent_id: str) -> None:
+    """Raises errors.RateLimited."""
+    service = call.service
+    one = (call.caller.project.id, intent_id)
+    if call.caller.trusted:
+        call.limit((service.secret_polls, one))
+    else:
+        call.limit((service.polls, one), (service.public_reads, network_of(call.ip)))
 
 
 async def _found(call: Call, intent_id: str) -> Intent:
@@ -380,10 +411,18 @@ def holder_or_owner(call: Call) -> View:
     return View.HOLDER if view is View.HOLDER else View.READER
 
 
-def holder(call: Call) -> None:
-    """Refuses all but the client secret of the intent. Raises errors.InsufficientScope, WrongClientSecret."""
+def admit_change(call: Call) -> None:
+    """Admits what `holder_or_owner` admits, and counts it against the client's address. Also raises errors.RateLimited."""
+    holder_or_owner(call)
+    if not call.caller.trusted:
+        call.limit((call.service.public_reads, network_of(call.ip)))
+
+
+def admit_holder(call: Call) -> None:
+    """Admits only the client secret of the intent. Raises errors.InsufficientScope, WrongClientSecret, RateLimited."""
     if _view(call, call.params["id"]) is not View.HOLDER:
         raise errors.InsufficientScope("This call needs the client secret.", hint=f"Send {CLIENT_SECRET}.")
+    call.limit((call.service.public_reads, network_of(call.ip)))
 
 
 def _trust(call: Call) -> Trust:
@@ -426,7 +465,16 @@ async def _prepared(
         body["qr"] = await service.drawer.draw(secrets.wa_link, call.caller.project.id)
     named = await service.directory.named_events(caller.project.id)
     announce = EventType.REGISTRATION_INTENT_CREATED in named
-    return Mint(caller.project, intent, secrets.token, Stored(200, _encode(body)), announce=announce)
+    return Mint(
+        caller.project,
+        intent,
+        secrets.token,
+        Stored(200, _encode(body)),
+        announce=announce,
+        client_hash=b""
+        if intent.trusted
+        else service.keyring.current.client_hash(site_of(call.ip), network_of(call.ip)),
+    )
 
 
 def _item_error(refusal: errors.WaberyError) -> dict[str, object]:
@@ -466,6 +514,17 @@ def _shallow(value: object, depth: int) -> bool:
     if isinstance(value, list):
         return depth > 0 and all(_shallow(item, depth - 1) for item in value)
     return True
+
+
+def _check_lifetime(caller: Caller, expires_in: int | None) -> None:
+    """A publishable key may not ask for more than the project's default. Raises errors.ExpiresInOutOfRange."""
+    longest = caller.project.publishable_expires_in
+    if expires_in is not None and expires_in > longest and not caller.trusted:
+        raise errors.ExpiresInOutOfRange(
+            f"expires_in is at most {longest} seconds with a publishable key in this project.",
+            param="expires_in",
+            hint="Raise the project's publishable_expires_in, or use a secret key on your server.",
+        )
 
 
 def _lifetime(caller: Caller) -> int:

@@ -90,7 +90,12 @@ class Service:
         self.per_publishable_key = Limit("publishable_key", settings.publishable_key_per_minute, 60)
         self.per_ip = Limit("ip", settings.publishable_ip_per_minute, 60)
         self.per_reference = Limit("customer_reference", settings.reference_per_hour, 3600)
+        self.per_visitor_reference = Limit(
+            "customer_reference", settings.reference_per_hour, 3600, silent=True
+        )
         self.polls = Limit("polls", settings.polls_per_minute, 60)
+        self.secret_polls = Limit("polls", settings.secret_polls_per_minute, 60)
+        self.public_reads = Limit("public_reads", settings.public_reads_per_minute, 60)
         self.channel_checks = Limit("channel_check", settings.channel_checks_per_minute, 60)
         self.bad_tokens = Limit("bad_tokens", settings.bad_tokens_per_sender, 600)
 

@@ -192,6 +192,9 @@ create table registration_intents (
     already_linked      boolean not null default false,
     opened_at           timestamptz,                        -- when the person first went on from the page
     opened_via          text,
+    client_hash         bytea not null default '',          -- keyed hash of an anonymous minter's address while pending
+    reuse_count         integer not null default 0,         -- messages with its token from other people
+    reuse_told_at       timestamptz,                        -- the last security.token_reuse
     primary key (project_id, id),
     unique (project_id, token_hash),
     check ((status = 'PENDING') = (ended_at is null)),
@@ -204,6 +207,8 @@ create index registration_intents_by_reference on registration_intents (project_
 create index registration_intents_by_contact on registration_intents (project_id, contact_id, id)
     where contact_id is not null;
 create index registration_intents_pending on registration_intents (project_id, expires_at) where status = 'PENDING';
+create index registration_intents_caps on registration_intents (project_id, customer_reference, client_hash, expires_at)
+    where ended_at is null;
 
 -- A WhatsApp identity inside a project.
 create table contacts (

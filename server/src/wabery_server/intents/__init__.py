@@ -18,6 +18,7 @@ time still joins.
 """
 
 from wabery_server.intents.end import (
+    MAX_LIFETIME,
     cancel,
     end_orphans,
     expire_due,
@@ -57,6 +58,7 @@ from wabery_server.intents.redeem import (
 )
 
 __all__ = [
+    "MAX_LIFETIME",
     "MAX_PENDING",
     "Arrival",
     "Attempt",

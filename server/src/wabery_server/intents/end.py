@@ -39,19 +39,29 @@ async def cancel(tx: Tx, project: Project, intent_id: str, at: datetime, grace: 
     return intent
 
 
-async def extend(tx: Tx, project_id: str, intent_id: str, until: datetime, now: datetime) -> Intent:
-    """Moves the expiry of a pending intent, never back and never past seven days after its creation.
+async def extend(
+    tx: Tx,
+    project_id: str,
+    intent_id: str,
+    until: datetime,
+    now: datetime,
+    *,
+    longest: timedelta = MAX_LIFETIME,
+) -> Intent:
+    """Moves the expiry of a pending intent, never back and never further than `longest` after its creation.
 
-    Raises errors.NotFound, NotPending, ExpiresInOutOfRange when the seven days are used up.
+    Raises errors.NotFound, NotPending, ExpiresInOutOfRange when the intent lives that long already.
     """
     intent = await locked(tx, project_id, intent_id)
     if intent.status != Status.PENDING or now >= intent.expires_at:
         shown_as, _ = intent.seen_at(now, timedelta(0))
         raise errors.NotPending(f"This registration intent is {shown_as} already.")
-    last = intent.created_at + MAX_LIFETIME
+    last = intent.created_at + longest
     if intent.expires_at >= last:
+        hours = longest // timedelta(hours=1)
         raise errors.ExpiresInOutOfRange(
-            "This registration intent lives 7 days already, the longest there is.", param="expires_in"
+            f"This registration intent lives {hours} hours after its creation already, the longest there is.",
+            param="expires_in",
         )
     intent.expires_at = max(intent.expires_at, min(until, last))
     await tx.run(sql.extend, project_id, intent_id, intent.expires_at)

@@ -4,34 +4,67 @@ i.project_id, i.id, i.status, i.customer_reference, i.metadata, i.reference_trus
     i.message_id, i.joined_at, i.already_linked, i.opened_at, i.opened_via
 
 -- name: insert, hot
--- Written only while its reference and trust class has room, and nothing comes back where it has none: one statement
--- decides, so that it needs no look before and, alone, no transaction around it. It does not see its own rows, so each
--- reference and class must come once. A transaction that runs again after a commit it did not hear of meets its own
--- rows. `not in` keeps the planner from the index of all that is pending.
+-- Inserts an intent while its reference has room, and returns nothing where it has none. One statement decides, so the
+-- usual mint needs no transaction. It does not see its own rows: mints for one reference must come in separate
+-- statements. `ended_at is null` names the index of pending intents, so ended ones cost nothing. Trusted intents have an
+-- empty client_hash. Anonymous ones also need a reference that is far from crowded; `crowd` counts exactly.
 insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
-    api_key_id, locale, token_hash, token_prefix, secret_version, created_at, expires_at)
+    api_key_id, locale, token_hash, token_prefix, secret_version, created_at, expires_at, client_hash)
 select w.project_id, w.id, 'PENDING', w.customer_reference, w.metadata, w.reference_trust, w.channel_id, w.api_key_id,
-    w.locale, w.token_hash, w.token_prefix, w.secret_version, w.created_at, w.expires_at
+    w.locale, w.token_hash, w.token_prefix, w.secret_version, w.created_at, w.expires_at, w.client_hash
 from (values ($1::text, $2::text, $3::text, $4::json, $5::text, $6::text, $7::text, $8::text, $9::bytea, $10::text,
-        $11::integer, $12::timestamptz, $13::timestamptz, $14::integer))
+        $11::integer, $12::timestamptz, $13::timestamptz, $14::bytea, $15::integer, $16::integer))
     w (project_id, id, customer_reference, metadata, reference_trust, channel_id, api_key_id, locale, token_hash,
-        token_prefix, secret_version, created_at, expires_at, most_pending)
+        token_prefix, secret_version, created_at, expires_at, client_hash, most_pending, most_anonymous)
 where w.most_pending > (
     select count(*) from registration_intents p
     where p.project_id = w.project_id and p.customer_reference = w.customer_reference
-      and p.reference_trust = w.reference_trust and p.status not in ('JOINED', 'REJECTED', 'EXPIRED')
-      and p.expires_at > w.created_at)
+      and p.client_hash = w.client_hash and p.ended_at is null and p.expires_at > w.created_at
+      and (p.reference_trust = 'unverified') = (w.client_hash <> ''))
+  and (w.client_hash = '' or w.most_anonymous > (
+    select count(*) from (
+        select from registration_intents p
+        where p.project_id = w.project_id and p.customer_reference = w.customer_reference
+          and p.client_hash > '' and p.ended_at is null and p.expires_at > w.created_at
+        limit w.most_anonymous) anonymous))
 on conflict (project_id, id) do nothing
 returning id;
 
 -- name: pending
--- What is pending for a reference and trust class, oldest first.
+-- The pending intents that count together with one of this client_hash, oldest first. Those that another transaction
+-- holds are about to end: they are skipped, so that a mint never waits for a locked row.
 select {columns}
 from registration_intents i
-where i.project_id = $1 and i.customer_reference = $2 and i.reference_trust = $3
-  and i.status = 'PENDING' and i.expires_at > $4
-order by i.id
-for update of i;
+where i.project_id = $1 and i.customer_reference = $2 and i.client_hash = $3 and i.ended_at is null
+  and i.expires_at > $4 and (i.reference_trust = 'unverified') = ($3 <> '')
+order by i.created_at, i.id
+for update of i skip locked;
+
+-- name: crowd
+-- How many anonymous intents count for a reference, up to $4, and when the first of them expires. One network (the first
+-- half of client_hash) counts at most $5 times: the walk reads so many rows of each and goes on to the next.
+with recursive walk (past, counted, first_expiry) as (
+    select ''::bytea, 0, null::timestamptz
+    union all
+    select substring(next.client_hash for 4) || '\xffffffff', w.counted + here.counted,
+        least(w.first_expiry, here.first_expiry)
+    from walk w
+    cross join lateral (
+        select p.client_hash from registration_intents p
+        where p.project_id = $1 and p.customer_reference = $2 and p.client_hash > w.past and p.ended_at is null
+          and p.expires_at > $3
+        order by p.client_hash
+        limit 1) next
+    cross join lateral (
+        select count(*)::integer as counted, min(counted_here.expires_at) as first_expiry
+        from (
+            select p.expires_at from registration_intents p
+            where p.project_id = $1 and p.customer_reference = $2 and p.client_hash >= next.client_hash
+              and p.client_hash <= substring(next.client_hash for 4) || '\xffffffff' and p.ended_at is null
+              and p.expires_at > $3
+            limit $5) counted_here) here
+    where w.counted < $4)
+select counted, first_expiry from walk order by counted desc limit 1;
 
 -- name: find, hot
 select i.*
@@ -52,7 +85,8 @@ for update of i;
 select i.*
 from (values ($1::text, $2::bytea)) w (project_id, token_hash)
 cross join lateral (
-    select {columns}, i.token_hash, k.revoked_at, c.deleted_at, c.waba_id, c.portfolio_id, s.family, l.link_id, l.link_contact_id,
+    select {columns}, i.token_hash, i.reuse_count, i.reuse_told_at, k.revoked_at, c.deleted_at, c.waba_id,
+        c.portfolio_id, s.family, l.link_id, l.link_contact_id,
         l.link_registration_intent_id, l.link_reference_trust, l.link_metadata, l.link_created_at
     from registration_intents i
     left join api_keys k on k.project_id = i.project_id and k.id = i.api_key_id
@@ -73,13 +107,20 @@ cross join lateral (
 -- of its reference ended later than the join's moment; the join's own link keeps others from adding one.
 update registration_intents i
 set status = w.status, ended_at = w.ended_at, rejection_reason = w.rejection_reason, contact_id = w.contact_id,
-    message_id = w.message_id, joined_at = w.joined_at, already_linked = w.already_linked
+    message_id = w.message_id, joined_at = w.joined_at, already_linked = w.already_linked, client_hash = ''
 from (values ($1::text, $2::text, $3::text, $4::timestamptz, $5::text, $6::text, $7::text, $8::timestamptz, $9::boolean))
     w (project_id, id, status, ended_at, rejection_reason, contact_id, message_id, joined_at, already_linked)
 where i.project_id = w.project_id and i.id = w.id and i.status not in ('JOINED', 'REJECTED', 'EXPIRED')
   and (w.joined_at is null or not exists (
       select from links l
       where l.project_id = i.project_id and l.customer_reference = i.customer_reference and l.ended_at > w.joined_at));
+
+-- name: note_reuse, hot
+-- The rows are locked, so the counts are absolute and a repeated transaction writes the same.
+update registration_intents i
+set reuse_count = w.reuse_count, reuse_told_at = w.reuse_told_at
+from (values ($1::text, $2::text, $3::integer, $4::timestamptz)) w (project_id, id, reuse_count, reuse_told_at)
+where i.project_id = w.project_id and i.id = w.id;
 
 -- name: listed
 select {columns}

@@ -1,4 +1,9 @@
-"""Minting: many intents in one transaction, each answered by itself."""
+"""Minting: many intents in one batch, each answered by itself.
+
+Pending intents of one customer reference are limited by trust class. Trusted ones (minted or signed by the app): five.
+Anonymous ones: five from each client address, and a hundred from all addresses together, where one network counts as at
+most four addresses. So an anonymous intent never blocks or ends a trusted one, nor one from another address.
+"""
 
 from collections.abc import Iterable, Sequence
 from datetime import timedelta
@@ -8,14 +13,21 @@ from msgspec import Struct
 
 from wabery_server import errors, idempotency, outbox
 from wabery_server.accounts import Project
-from wabery_server.db import Conflict, Tx
+from wabery_server.db import Tx
 from wabery_server.intents import tell
 from wabery_server.intents.end import reject
 from wabery_server.intents.intent import Intent, RejectionReason, read_row, sql
 from wabery_server.secrets import Keyring, hash_token
 
 MAX_PENDING = 5
-"""Pending intents of one reference and trust class."""
+"""Pending intents of one reference: trusted ones, or anonymous ones from one client address."""
+MAX_ANONYMOUS = 100
+"""Anonymous pending intents of one reference from all client addresses."""
+MAX_OF_NETWORK = 4 * MAX_PENDING
+"""How many of those one network can take up."""
+_CERTAIN = 20
+"""Below this number of anonymous intents the insert does not need to count exactly."""
+_NO_LIMIT = 2**31 - 1
 
 
 class Mint(Struct):
@@ -27,7 +39,9 @@ class Mint(Struct):
     answer: idempotency.Stored
     key: idempotency.Key | None = None
     announce: bool = False
-    """Whether somebody asked for `registration_intent.created`."""
+    """Whether a webhook endpoint asks for `registration_intent.created`."""
+    client_hash: bytes = b""
+    """Of an anonymous mint: keyed hash of the client's address (`secrets.Subkeys.client_hash`)."""
 
 
 class Minted(NamedTuple):
@@ -43,12 +57,13 @@ async def mint(
     """Writes intents; one result per mint, in order. Refusals are results, so that neighbours are not harmed.
 
     1. Mints with the same Idempotency-Key and body are one mint.
-    2. The answer is written under its key; one that was there before is replayed.
-    3. The intents are inserted, each where its reference and trust class has fewer than five pending.
-    4. Where it is full, the oldest is superseded, or the mint is refused and its key is free again.
-    5. It is announced where somebody asked for it.
+    2. The answer is written under its key; an answer that was there before is replayed.
+    3. The intents are inserted in one statement, each where its reference has room.
+    4. Where there is none, the oldest intents of the same reference and class (or client address) are superseded in a
+       transaction, or the mint is refused and its key is free again.
+    5. `registration_intent.created` is recorded where an endpoint asks for it.
 
-    Mints that are `plain` need no transaction: each statement stands by itself.
+    `plain` mints need no transaction around this call: the insert stands by itself, and step 4 opens its own.
     """
     results: list[Minted | errors.WaberyError | None] = [None] * len(mints)
     firsts: dict[tuple[str, str, str, str], int] = {}
@@ -62,10 +77,8 @@ async def mint(
     fresh = [n for n in range(len(mints)) if n not in twins and results[n] is None]
     written = await _inserted(tx, [mints[n] for n in fresh])
     for number in fresh:
-        if mints[number].intent.id in written or await _fits_after_all(tx, mints[number]):
-            results[number] = Minted(mints[number].answer, False)
-        else:
-            results[number] = _full(mints[number].intent)
+        refusal = None if mints[number].intent.id in written else await _crowded_in(tx, mints[number])
+        results[number] = refusal or Minted(mints[number].answer, False)
     refused = [key for n in fresh if isinstance(results[n], errors.WaberyError) and (key := mints[n].key)]
     await idempotency.release(tx, refused)
     await _announce(tx, [mints[n] for n in fresh if mints[n].announce and isinstance(results[n], Minted)])
@@ -75,8 +88,8 @@ async def mint(
 
 
 def plain(mints: Iterable[Mint]) -> bool:
-    """Whether each of these is written by one statement alone, which is atomic by itself."""
-    return not any(one.key or one.announce or one.project.supersede for one in mints)
+    """Whether each of these is usually written by one statement alone, which is atomic by itself."""
+    return not any(one.key or one.announce for one in mints)
 
 
 async def _claimed(
@@ -94,42 +107,56 @@ async def _claimed(
 
 
 async def _inserted(tx: Tx, mints: Sequence[Mint]) -> set[str]:
-    """The ids of those that had room. What shares a reference and trust class takes turns, so that each counts."""
+    """The ids of those that had room. Mints for one reference and trust class take turns, so that each counts."""
     written: set[str] = set()
     waiting = mints
     while waiting:
-        turn: dict[tuple[str, str, str], Mint] = {}
+        turn: dict[tuple[str, str, bool], Mint] = {}
         later = []
         for one in waiting:
             intent = one.intent
-            place = (intent.project_id, intent.customer_reference, intent.reference_trust)
+            place = (intent.project_id, intent.customer_reference, intent.trusted)
             if turn.setdefault(place, one) is not one:
                 later.append(one)
-        rows = await tx.rows_each(sql.insert, [_columns(one) for one in turn.values()])
+        rows = await tx.rows_each(sql.insert, [_columns(one, MAX_PENDING, _CERTAIN) for one in turn.values()])
         written.update([row["id"] for row in rows])
         waiting = later
     return written
 
 
-async def _fits_after_all(tx: Tx, one: Mint) -> bool:
-    """A mint that was not written: it is there already, since this transaction runs again, or it supersedes."""
+async def _crowded_in(tx: Tx, one: Mint) -> errors.WaberyError | None:
+    """Inserts a mint that the first insert did not write, in a transaction of its own; or returns why it cannot.
+
+    Nothing is to be done when the intent is there already, because an earlier try has written it.
+    """
     intent = one.intent
     if await tx.row(sql.find, intent.project_id, intent.id) is not None:
-        return True
-    if not one.project.supersede:
-        return False
-    which = (intent.project_id, intent.customer_reference, intent.reference_trust, intent.created_at)
-    waiting = [read_row(row) for row in await tx.rows(sql.pending, *which)]
-    oldest = waiting[: max(0, len(waiting) - MAX_PENDING + 1)]
-    projects = {one.project.id: one.project}
-    await reject(tx, oldest, RejectionReason.SUPERSEDED, projects=projects, at=intent.created_at)
-    if not await _inserted(tx, [one]):
-        raise Conflict("another process filled the room that was made")
-    return True
+        return None
+    return await tx.savepoint(lambda: _make_room(tx, one))
 
 
-def _full(intent: Intent) -> errors.WaberyError:
-    return errors.TooManyPending() if intent.trusted else errors.TooManyPendingHere(retry_after=60)
+async def _make_room(tx: Tx, one: Mint) -> errors.WaberyError | None:
+    """Ends the oldest intents of this mint's class or client address, so that it is the fifth.
+
+    It ends as many as there are too many: concurrent mints may have passed the limit. An intent that another
+    transaction holds is not counted, since most likely it is ending.
+    """
+    intent = one.intent
+    reference = (intent.project_id, intent.customer_reference)
+    rows = await tx.rows(sql.pending, *reference, one.client_hash, intent.created_at)
+    superseded = [read_row(row) for row in rows[: max(0, len(rows) - MAX_PENDING + 1)]]
+    if superseded and intent.trusted and not one.project.supersede:
+        return errors.TooManyPending()
+    if superseded:
+        projects = {one.project.id: one.project}
+        await reject(tx, superseded, RejectionReason.SUPERSEDED, projects=projects, at=intent.created_at)
+    elif not intent.trusted:
+        crowd = await tx.row(sql.crowd, *reference, intent.created_at, MAX_ANONYMOUS, MAX_OF_NETWORK)
+        if crowd is not None and crowd["counted"] >= MAX_ANONYMOUS:
+            wait = (crowd["first_expiry"] - intent.created_at).total_seconds()
+            return errors.TooManyPendingHere(retry_after=wait)
+    await tx.rows_each(sql.insert, [_columns(one, _NO_LIMIT, _NO_LIMIT)])
+    return None
 
 
 async def _announce(tx: Tx, mints: Sequence[Mint]) -> None:
@@ -152,7 +179,7 @@ async def _twin(
     return Minted(kept, True) if isinstance(kept, idempotency.Stored) else kept
 
 
-def _columns(one: Mint) -> tuple[object, ...]:
+def _columns(one: Mint, most_pending: int, most_anonymous: int) -> tuple[object, ...]:
     intent = one.intent
     return (
         intent.project_id,
@@ -168,5 +195,7 @@ def _columns(one: Mint) -> tuple[object, ...]:
         intent.secret_version,
         intent.created_at,
         intent.expires_at,
-        MAX_PENDING,
+        one.client_hash,
+        most_pending,
+        most_anonymous,
     )

@@ -26,6 +26,9 @@ from wabery_server.outbox import Event
 from wabery_server.secrets import hash_token
 from wabery_server.tokens import Found
 
+REUSE_TOLD_EVERY = timedelta(minutes=10)
+"""How often `security.token_reuse` is sent for one intent at most."""
+
 
 class Arrival(Struct, frozen=True):
     """A message that carries a token, from a contact that has been met."""
@@ -153,6 +156,10 @@ class Opened(NamedTuple):
     """The active link of its reference."""
     scopes: tuple[str, ...]
     """Of its channel's identities, as they are in this transaction."""
+    reuse_count: int
+    """How often other people have sent its token before."""
+    reuse_told_at: datetime | None
+    """When the app was last told."""
 
 
 Openings = Mapping[tuple[str, str], Opened]
@@ -173,6 +180,8 @@ async def lock(tx: Tx, wanted: Iterable[tuple[str, Found]]) -> Openings:
             row["deleted_at"] is not None,
             contacts.read_link(row, "link_") if row["link_id"] else None,
             identity_scopes(row["waba_id"], row["portfolio_id"], row["family"]) if row["waba_id"] else (),
+            row["reuse_count"],
+            row["reuse_told_at"],
         )
         for row in await tx.rows_each(sql.lock_by_token, sorted(by_hash))
     }
@@ -271,6 +280,8 @@ async def redeem(
         if verdict.status == Status.JOINED:
             latest = _latest(arrival.contact, one.linked, others, of_contact)
             at = contacts.moment(clock=at, latest=[*latest, ended_at.get(reference)])
+        if verdict.reuse:
+            work.add_reuse(one, arrival, at)
         work.add(intent, arrival, verdict, projects[intent.project_id], at)
         results.append(Redeemed(verdict.attempt, intent.id))
     await work.write(tx, projects)
@@ -303,7 +314,17 @@ class _Settling:
         self.refreshed: list[Link] = []
         self.ended: list[tuple[Link, datetime]] = []
         self.advanced: dict[Key, datetime] = {}
+        self.reuses: list[tuple[object, ...]] = []
         self.events: list[Event] = []
+
+    def add_reuse(self, opened: Opened, arrival: Arrival, at: datetime) -> None:
+        """Counts a message of another person; the app hears of the first, then at most once in ten minutes."""
+        intent, told_at = opened.intent, opened.reuse_told_at
+        count = opened.reuse_count + 1
+        if told_at is None or at - told_at >= REUSE_TOLD_EVERY:
+            told_at = at
+            self.events.append(tell.token_reuse(intent, arrival, count))
+        self.reuses.append((intent.project_id, intent.id, count, told_at))
 
     def add(self, intent: Intent, arrival: Arrival, verdict: Verdict, project: Project, at: datetime) -> None:
         contact = arrival.contact
@@ -311,8 +332,6 @@ class _Settling:
             self.ended.append((old, at))
             self.advanced[old.project_id, old.contact_id] = at
         self.people[contact.key] = contact
-        if verdict.reuse:
-            self.events.append(tell.token_reuse(intent, arrival))
         if verdict.status is None:
             self.events.append(tell.attempt_failed(intent, project, arrival, verdict.attempt))
             return
@@ -349,6 +368,7 @@ class _Settling:
         await contacts.refresh(tx, self.refreshed)
         await contacts.advance(tx, self.advanced)
         await settle(tx, self.settled)
+        await tx.rows_each(sql.note_reuse, self.reuses)
         await outbox.record(tx, self.events, projects)
 
     async def _replaced(self, tx: Tx) -> list[Event]:

@@ -35,7 +35,8 @@ def joined(intent: Intent, arrival: "Arrival") -> Event:
     )
 
 
-def token_reuse(intent: Intent, arrival: "Arrival") -> Event:
+def token_reuse(intent: Intent, arrival: "Arrival", count: int) -> Event:
+    """`count`: how often other people have sent this token so far."""
     return _event(
         EventType.SECURITY_TOKEN_REUSE,
         intent,
@@ -44,6 +45,7 @@ def token_reuse(intent: Intent, arrival: "Arrival") -> Event:
             **arrival.contact.person(arrival.conversation_id, arrival.channel_id),
             "registration_intent_id": intent.id,
             "customer_reference": intent.customer_reference,
+            "count": count,
         },
         contact_id=arrival.contact.id,
     )

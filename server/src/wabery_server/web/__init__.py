@@ -7,7 +7,7 @@ request and its answer, as ASGI sees them · `body.py` how a body is framed, and
 A proxy in front is advice, not a requirement: each limit holds for a client that connects directly.
 """
 
-from wabery_server.web.address import client_address, network_of, plain_address
+from wabery_server.web.address import client_address, network_of, plain_address, site_of
 from wabery_server.web.bounds import Bounds, connection_limit, raise_descriptor_limit
 from wabery_server.web.server import BACKLOG, Refusal, Server
 
@@ -21,4 +21,5 @@ __all__ = [
     "network_of",
     "plain_address",
     "raise_descriptor_limit",
+    "site_of",
 ]

@@ -46,6 +46,15 @@ def network_of(text: str) -> str:
     return str(address) if address.version == 4 else f"{int(address) >> 64:x}::/64"
 
 
+def site_of(text: str) -> str:
+    """One IPv4 address, or the /48 that one IPv6 site has, in one spelling."""
+    try:
+        address = plain_address(text)
+    except ValueError:
+        return text
+    return str(address) if address.version == 4 else f"{int(address) >> 80:x}::/48"
+
+
 def _without_port(entry: str) -> str:
     entry = entry.strip().strip('"').strip()
     if found := _BRACKETED.fullmatch(entry) or _IPV4_WITH_PORT.fullmatch(entry):
