@@ -22,10 +22,16 @@ OF_HTTP = {"connection", "content-length", "content-type", "date", "server", "tr
 
 BEYOND_A_SCHEMA = {
     ("invalid_cursor", "cursor"): "a cursor is signed",
+    (
+        "invalid_customer_reference",
+        "customer_reference",
+    ): "a pattern names no invisible characters above U+FFFF",
+    ("expires_in_out_of_range", "expires_in"): "the longest lifetime is a setting of the project",
     ("invalid_request", "allowed_origins"): "whether a key takes origins depends on what it is",
     ("invalid_request", "channel_id"): "the channel must exist",
     ("invalid_request", "display_phone_number"): "a number has 5 to 15 digits, whatever stands between them",
     ("invalid_request", "expires_at"): "the time must lie ahead",
+    ("invalid_request", "webhook_secret"): "a pattern does not tell which characters can be printed",
     ("prefilled_text_invalid", None): "a text holds one {token} and no URL",
     ("too_many_pending", None): "a reference has five pending intents at most",
     ("unsafe_webhook_url", "webhook_url"): "not every URI is safe to call",

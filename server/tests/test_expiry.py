@@ -10,7 +10,7 @@ from typing import Any
 import aiohttp
 import msgspec
 import pytest
-from world import ANA, BEN, INTENTS, App, Reply, Tenant, serving
+from world import ANA, BEN, INTENTS, App, Reply, Tenant, serving, tenant
 
 from wabery_server import errors
 from wabery_server.api import registration_intents, service
@@ -254,6 +254,48 @@ async def test_an_intent_lives_seven_days_at_most(app: App, acme: Tenant, clock:
         "expires_in_out_of_range",
         "expires_in",
     )
+
+
+async def test_a_page_asks_for_no_longer_life_than_its_project_gives(app: App, acme: Tenant) -> None:
+    async def mint(key: str, expires_in: int) -> Reply:
+        body = {"customer_reference": "user_123", "expires_in": expires_in}
+        return await app.call("POST", INTENTS, key, json=body)
+
+    longest, too_long, by_server = [
+        await mint(acme.publishable_key, 1800),
+        await mint(acme.publishable_key, 1801),
+        await mint(acme.secret_key, 604_800),
+    ]
+
+    assert (longest.status, by_server.status) == (200, 200)
+    assert (too_long.status, too_long.body["error"]) == (400, "expires_in_out_of_range")
+    assert too_long.body["param"] == "expires_in"
+    assert "1800 seconds" in too_long.body["message"]
+    assert "publishable_expires_in" in too_long.body["hint"]
+
+
+async def test_a_page_extends_an_intent_to_a_day_after_its_creation(app: App, clock: MovableClock) -> None:
+    owner = await tenant(app, "Initech", publishable_expires_in=14 * 3600)
+    intent = await app.mint(owner.publishable_key, expires_in=12 * 3600)
+    born = datetime.fromisoformat(intent["created_at"])
+    secret = {"x-wabery-client-secret": intent["client_secret"]}
+
+    async def extend(key: str, headers: dict[str, str]) -> Reply:
+        path = f"{INTENTS}/{intent['id']}/extend"
+        return await app.call("POST", path, key, json={"expires_in": 604_800}, headers=headers)
+
+    clock.move(timedelta(hours=1))
+    now = clock.now()
+    first = await extend(owner.publishable_key, secret)
+    clock.move(timedelta(hours=11))
+    last = await extend(owner.publishable_key, secret)
+    more = await extend(owner.publishable_key, secret)
+    by_server = await extend(owner.secret_key, {})
+
+    assert -SECOND < expires(first.body) - now - timedelta(hours=14) < MINUTE
+    assert expires(last.body) == born + timedelta(hours=24)
+    assert (more.status, more.body["error"]) == (400, "expires_in_out_of_range")
+    assert expires(by_server.body) == born + timedelta(days=7)
 
 
 @pytest.mark.parametrize("past", [timedelta(0), GRACE])

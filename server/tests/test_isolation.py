@@ -186,7 +186,7 @@ async def reading_their_project(world: World) -> None:
 
 @case("PATCH", "/v1/projects/{id}")
 async def changing_their_project(world: World) -> None:
-    changes = {"webhook_url": "https://evil.example.com/", "webhook_secret": "mine"}
+    changes = {"webhook_url": "https://evil.example.com/", "webhook_secret": "my own secret"}
     not_found(await world.ask("PATCH", f"/v1/projects/{world.globex.project.id}", changes))
 
 

@@ -45,10 +45,13 @@ class InvalidRequest(WaberyError):
 
 
 class InvalidCustomerReference(WaberyError):
-    """`customer_reference` must be 1 to 255 characters without control characters."""
+    """`customer_reference` must be 1 to 255 characters, without white space at either end, control or invisible characters."""
 
     code, status = "invalid_customer_reference", 400
-    message = "customer_reference must be 1 to 255 characters without control characters."
+    message = (
+        "customer_reference must be 1 to 255 characters, without white space at either end, control characters or "
+        "invisible characters."
+    )
     hint = "Send the id your own system uses for this user."
 
 
@@ -289,7 +292,7 @@ class NotPending(WaberyError):
 
 
 class KeyRevoked(WaberyError):
-    """The key has been revoked for good; it cannot be given a new value."""
+    """The key has been revoked or has expired: it cannot be rotated or made to work again."""
 
     code, status = "key_revoked", 409
     message = "This API key has been revoked."

@@ -1,6 +1,8 @@
 """What a write answered, kept for 24 hours so that the same `Idempotency-Key` answers it again.
 
-Scoped to project, API key, method and path: no key ever sees an answer made for another. The answer is written, sealed,
+Scoped to project, API key, method and path: no key ever sees an answer made for another. All visitors of a page share its
+publishable key: there it is scoped to the request's origin too, and a key that can be guessed also to the client's address.
+The answer is written, sealed,
 in the transaction of its effect; a rolled-back effect leaves no answer behind. (IETF
 draft-ietf-httpapi-idempotency-key-header-08; a reused key is 409 as the public contract says.)
 """
@@ -9,6 +11,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from datetime import datetime, timedelta
+from typing import NamedTuple
 
 import asyncpg
 from msgspec import Struct
@@ -24,6 +27,10 @@ _UNREADABLE = "The stored answer for this Idempotency-Key cannot be opened with 
 _UNREADABLE_HINT = (
     "Check whether the first request took effect; if it did not, send it with another Idempotency-Key."
 )
+_RANDOM = re.compile(
+    r"[0-9a-f]{8}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{4}-[0-9a-f]{12}|[0-9a-f]{32,}", re.IGNORECASE
+)
+"""A UUID, or 32 and more hex characters: made by a program, and not to be guessed."""
 _QUOTED = re.compile(r'"((?:[\x20\x21\x23-\x5b\x5d-\x7e]|\\["\\])*)"')
 
 
@@ -33,7 +40,7 @@ class Key(Struct, frozen=True):
     project_id: str
     api_key_id: str
     call: str
-    """Method and path."""
+    """Method and path; with a publishable key also a hash of the origin, and of the address where `key` can be guessed."""
     key: str
     request_hash: bytes
     """SHA-256 over method, path and body."""
@@ -50,8 +57,19 @@ class Stored(Struct, frozen=True):
     body: bytes
 
 
-def read(header: str, *, project_id: str, api_key_id: str, call: str, body: bytes) -> Key:
-    """The key of a request, bare or as a structured-field string (RFC 9651).
+class Visitor(NamedTuple):
+    """Who shares a publishable key with others."""
+
+    origin: str
+    """The request's `Origin`; empty without one."""
+    client_hash: bytes
+    """Keyed hash of the client's address."""
+
+
+def read(
+    header: str, *, project_id: str, api_key_id: str, call: str, body: bytes, visitor: Visitor | None = None
+) -> Key:
+    """The key of a request, bare or as a structured-field string (RFC 9651). `visitor`: of a publishable key.
 
     Raises errors.InvalidIdempotencyKey.
     """
@@ -62,6 +80,11 @@ def read(header: str, *, project_id: str, api_key_id: str, call: str, body: byte
     if not _PRINTABLE.fullmatch(value):
         raise errors.InvalidIdempotencyKey(param="Idempotency-Key")
     request_hash = hashlib.sha256(call.encode() + b"\0" + body).digest()
+    if visitor is not None:
+        shared = visitor.origin.encode()
+        if not _RANDOM.fullmatch(value):
+            shared += b"\0" + visitor.client_hash
+        call = f"{call} {hashlib.sha256(shared).hexdigest()[:32]}"
     return Key(project_id, api_key_id, call, value, request_hash)
 
 

@@ -237,10 +237,15 @@ def _folded(character: str) -> str:
     return "".join([_ascii_kin(one) for one in unicodedata.normalize("NFKC", character)])
 
 
+def is_invisible(character: str) -> bool:
+    """Whether a character usually shows nothing: format characters (bidi controls too) and default-ignorable ones."""
+    return unicodedata.category(character) == "Cf" or _IGNORABLE.match(character) is not None
+
+
 def _ascii_kin(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cf" or _IGNORABLE.match(character):
+    if is_invisible(character):
         return ""
+    category = unicodedata.category(character)
     if category == "Nd":
         return str(unicodedata.decimal(character))
     if category == "Pd" or character == "\N{MINUS SIGN}":

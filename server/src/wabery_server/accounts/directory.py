@@ -54,6 +54,11 @@ class Caller(Struct, frozen=True):
     """When the presented value of the key ends, because a rotation has replaced it."""
 
     @property
+    def ends_at(self) -> datetime | None:
+        """When what was presented stops working: the key expires, or its replaced value ends. None: not by itself."""
+        return min((end for end in (self.key.expires_at, self.until) if end is not None), default=None)
+
+    @property
     def trusted(self) -> bool:
         """A secret key: the app's own server."""
         return self.key.kind == "secret"

@@ -10,11 +10,12 @@ import hashlib
 import os
 import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import datetime, timedelta
 from typing import Annotated, Literal, NamedTuple, TypeAlias, TypedDict
 
 from msgspec import UNSET, Meta, Struct, UnsetType
+from msgspec.structs import replace
 
 from wabery_server import errors, ids
 from wabery_server.accounts.fields import Moment, Name
@@ -107,6 +108,17 @@ class ApiKey(Struct, frozen=True, kw_only=True):
     """Until when the value before the last rotation works too; None: the key has never been rotated."""
     last_used_at: datetime | None = None
     """Accurate to some ten seconds, and only where a key is read to be shown."""
+
+    def reaches_further_than(self, other: "ApiKey") -> bool:
+        """Whether this key works longer than `other`, or on origins where `other` does not. Compares no scopes."""
+        longer = other.expires_at is not None and (
+            self.expires_at is None or self.expires_at > other.expires_at
+        )
+        anywhere = not self.allowed_origins and bool(other.allowed_origins)
+        elsewhere = bool(other.allowed_origins) and not set(self.allowed_origins) <= set(
+            other.allowed_origins
+        )
+        return longer or anywhere or elsewhere
 
     def public(self, *, value: str | None = None) -> PublicKey:
         """`value` is a secret key itself, for the one answer that shows it."""
@@ -289,28 +301,43 @@ def _hashed(row: Row) -> tuple[bytes, ApiKey]:
 
 
 async def update_key(
-    tx: Tx, project_id: str, key_id: str, changes: KeyChanges, *, actor: str, at: datetime
+    tx: Tx,
+    project_id: str,
+    key_id: str,
+    changes: KeyChanges,
+    *,
+    actor: str,
+    at: datetime,
+    allow: Callable[[ApiKey, ApiKey], None] = lambda _before, _after: None,
 ) -> ApiKey:
-    """Raises errors.NotFound, InvalidRequest. A revoked key stays revoked."""
-    key = await find_key(tx, project_id, key_id)
+    """`allow` gets the key before and after the changes, and raises if the caller may not make them.
+
+    A revoked or expired key stays so: only its name can still change. Raises errors.NotFound, InvalidRequest, KeyRevoked.
+    """
+    row = await tx.row(sql.lock_key, project_id, key_id)
+    if row is None:
+        raise errors.NotFound
+    key = after = _key(row)
     detail: dict[str, object] = {}
     if not isinstance(changes.name, UnsetType):
         detail["name"] = changes.name
-    origins = None
     if not isinstance(changes.allowed_origins, UnsetType):
         origins = _normalised(changes.allowed_origins)
         if origins and key.kind == "secret":
             raise errors.InvalidRequest(_NO_ORIGINS, param="allowed_origins")
+        after = replace(after, allowed_origins=origins)
         detail["allowed_origins"] = origins
-    expires_at = None
     if not isinstance(changes.expires_at, UnsetType):
-        expires_at = changes.expires_at
-        _check_expiry(expires_at, at)
-        detail["expires_at"] = iso(expires_at) if expires_at else None
+        _check_expiry(changes.expires_at, at)
+        after = replace(after, expires_at=changes.expires_at)
+        detail["expires_at"] = iso(changes.expires_at) if changes.expires_at else None
     if not detail:
         return key
+    allow(key, after)
+    if after is not key:
+        _check_alive(key, at)
     await tx.run(
-        sql.update_key, project_id, key_id, detail.get("name"), origins, "expires_at" in detail, expires_at
+        sql.update_key, project_id, key_id, detail.get("name"), after.allowed_origins, after.expires_at
     )
     await _audit(tx, key, "updated", detail, actor, at)
     return await find_key(tx, project_id, key_id)
@@ -321,8 +348,9 @@ async def rotate_key(
 ) -> ApiKey:
     """`value` becomes the key's own. The one it takes the place of works for the overlap, an older one not any more.
 
-    Safe to repeat with the same value. Raises errors.KeyRevoked.
+    Safe to repeat with the same value. Raises errors.KeyRevoked for a key that is revoked or expired.
     """
+    _check_alive(key, at)
     ends_at = at + timedelta(seconds=rotation.overlap)
     public_key = value if key.kind == "publishable" else None
     rotated = await tx.row(
@@ -334,6 +362,14 @@ async def rotate_key(
     if found.revoked_at is not None:
         raise errors.KeyRevoked
     return found
+
+
+def _check_alive(key: ApiKey, at: datetime) -> None:
+    """A key that has ended is never brought back. Raises errors.KeyRevoked."""
+    if key.revoked_at is not None:
+        raise errors.KeyRevoked
+    if key.expires_at is not None and key.expires_at <= at:
+        raise errors.KeyRevoked("This API key has expired.")
 
 
 async def revoke_key(tx: Tx, project_id: str, key_id: str, *, actor: str, at: datetime) -> ApiKey:

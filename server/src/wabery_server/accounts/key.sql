@@ -34,11 +34,17 @@ select previous_hash as hash, id, project_id, kind, name, public_key, last4, sco
 from api_keys
 where previous_hash = any($1::bytea[]) and revoked_at is null;
 
+-- name: lock_key
+select k.id, k.project_id, k.kind, k.name, k.public_key, k.last4, k.scopes, k.allowed_origins, k.created_at,
+    k.expires_at, k.revoked_at, k.previous_ends_at, u.last_used_at
+from api_keys k
+left join api_key_uses u on u.project_id = k.project_id and u.api_key_id = k.id
+where k.project_id = $1 and k.id = $2
+for update of k;
+
 -- name: update_key
 update api_keys
-set name = coalesce($3, name),
-    allowed_origins = coalesce($4, allowed_origins),
-    expires_at = case when $5::boolean then $6 else expires_at end
+set name = coalesce($3, name), allowed_origins = $4, expires_at = $5
 where project_id = $1 and id = $2;
 
 -- name: rotate_key

@@ -40,7 +40,17 @@ Locale = Annotated[str, Meta(pattern=r"^[a-z]{2,3}(-[A-Za-z0-9]{2,8}){0,2}(?!\n)
 WebhookUrl = Annotated[
     str, Meta(description="https:// or, in test projects, http://.", extra_json_schema={"format": "uri"})
 ]
-WebhookSecret = Annotated[str, Meta(min_length=1, max_length=256)]
+WebhookSecret = Annotated[
+    str,
+    Meta(
+        min_length=8,
+        max_length=256,
+        description="8 to 256 printable characters, without white space at either end.",
+        extra_json_schema={
+            "pattern": r"^[^\s\x00-\x1f\x7f-\x9f][^\x00-\x1f\x7f-\x9f]*[^\s\x00-\x1f\x7f-\x9f](?!\n)$"
+        },
+    ),
+]
 PrefilledText = Annotated[
     str,
     Meta(
@@ -282,9 +292,11 @@ def _check(changes: ProjectChanges) -> None:
     if isinstance(changes.prefilled_texts, dict):
         for locale, text in changes.prefilled_texts.items():
             check_prefilled_text(text, param=f"prefilled_texts.{locale}")
-    if isinstance(changes.webhook_secret, str) and not changes.webhook_secret.isprintable():
+    secret = changes.webhook_secret
+    if isinstance(secret, str) and not (secret == secret.strip() and secret.isprintable()):
         raise errors.InvalidRequest(
-            "webhook_secret must consist of printable characters.", param="webhook_secret"
+            "webhook_secret must be 8 to 256 printable characters, without white space at either end.",
+            param="webhook_secret",
         )
 
 

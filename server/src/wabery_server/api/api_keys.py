@@ -5,6 +5,7 @@ from typing import get_args
 from wabery_server import accounts, errors, intents
 from wabery_server.accounts import ApiKey, Caller, KeyChanges, KeyDraft, KeyKind, KeyRotation, Scope
 from wabery_server.api.call import Answer, Call, Write
+from wabery_server.clock import iso
 from wabery_server.db import Tx
 
 
@@ -23,7 +24,7 @@ async def create(call: Call) -> Write:
     caller = call.caller
     at = call.service.clock.now()
     new = accounts.new_key(caller.project, call.decode(KeyDraft), at)
-    _check_has(caller, new.key)
+    _check_reach(caller, new.key)
     answer = call.answer(new.key.public(value=new.value), object_ids=(new.key.id,))
 
     async def write(tx: Tx) -> Answer:
@@ -46,8 +47,14 @@ async def update(call: Call) -> Write:
     caller, key_id = call.caller, call.params["id"]
     changes, at = call.decode(KeyChanges), call.service.clock.now()
 
+    def allow(before: ApiKey, after: ApiKey) -> None:
+        if after.reaches_further_than(before):
+            _check_reach(caller, after)
+
     async def write(tx: Tx) -> Answer:
-        key = await accounts.update_key(tx, caller.project.id, key_id, changes, actor=caller.key.id, at=at)
+        key = await accounts.update_key(
+            tx, caller.project.id, key_id, changes, actor=caller.key.id, at=at, allow=allow
+        )
         return call.answer(key.public(), object_ids=(key.id,))
 
     call.after_commit(lambda: call.service.signals.tell("accounts"))
@@ -67,7 +74,7 @@ async def rotate(call: Call) -> Write:
 
     async def write(tx: Tx) -> Answer:
         key = await accounts.find_key(tx, caller.project.id, key_id)
-        _check_has(caller, key)
+        _check_reach(caller, key)
         value = values[key.kind]
         key = await accounts.rotate_key(tx, key, value, rotation, actor=caller.key.id, at=at)
         return call.answer(key.public(value=value), object_ids=(key.id,))
@@ -91,10 +98,20 @@ async def revoke(call: Call) -> Write:
     return write
 
 
-def _check_has(caller: Caller, key: ApiKey) -> None:
-    """Whoever is shown a key's value can do what it can do. Raises errors.InsufficientScope."""
+def _check_reach(caller: Caller, key: ApiKey) -> None:
+    """A key is created, rotated or widened only by a key that can do as much, for as long.
+
+    Raises errors.InsufficientScope.
+    """
     needed = key.scopes or frozenset({Scope.REGISTRATIONS_CREATE})
     if lacking := sorted(needed - caller.key.scopes):
         raise errors.InsufficientScope(
             f"This API key cannot give away what it does not have: {', '.join(lacking)}.", param="scopes"
+        )
+    ends_at = caller.ends_at
+    if ends_at is not None and (key.expires_at is None or key.expires_at > ends_at):
+        raise errors.InsufficientScope(
+            f"This API key ends at {iso(ends_at)} and cannot make a key work longer.",
+            param="expires_at",
+            hint="Set expires_at to that time or earlier, or use a key that works longer.",
         )

@@ -13,6 +13,7 @@ from wabery_server import errors, idempotency
 from wabery_server.accounts import Caller
 from wabery_server.db import Tx
 from wabery_server.limits import Limit, take_all
+from wabery_server.web import network_of, site_of
 
 if TYPE_CHECKING:
     from wabery_server.api.service import Service
@@ -163,13 +164,22 @@ class Call:
         header = self.headers.get(b"idempotency-key")
         if header is None:
             return None
+        visitor = None
+        if not self.caller.trusted:
+            visitor = idempotency.Visitor(self.headers.get(b"origin") or "", self.client_hash)
         return idempotency.read(
             header,
             project_id=self.caller.project.id,
             api_key_id=self.caller.key.id,
             call=f"{self.method} {self.path}",
             body=self.body,
+            visitor=visitor,
         )
+
+    @property
+    def client_hash(self) -> bytes:
+        """What stands for the client's address where it is stored."""
+        return self.service.keyring.current.client_hash(site_of(self.ip), network_of(self.ip))
 
     def replayed(self, stored: idempotency.Stored) -> Answer:
         return Answer(stored.body, stored.status, ((b"idempotency-replayed", b"true"),))

@@ -227,6 +227,7 @@ _MORE: Mapping[object, More] = {
     intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
+    api_keys.update: More(refusals=(errors.KeyRevoked,)),
     api_keys.rotate: More(refusals=(errors.KeyRevoked,), may_be_empty=True),
     channels.check: More(limited=True, reads=True),
     channels.create: More(refusals=(errors.NumberTaken,)),

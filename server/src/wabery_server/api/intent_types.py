@@ -9,7 +9,12 @@ from wabery_server.intents import Phase, RejectionReason, Status, Trust
 
 ExpiresIn = Annotated[int, Meta(ge=60, le=604_800)]
 Via = Literal["link", "qr", "copy", "other_device", "none"]
-WITHOUT_CONTROLS = r"^[^\x00-\x1f\x7f-\x9f]+(?!\n)$"
+REFERENCE = (
+    r"^(?!\s)(?!.*\s$)[^\x00-\x1f\x7f-\x9f\u00ad\u034f\u0600-\u0605\u061c\u06dd\u070f\u0890\u0891\u08e2\u115f\u1160"
+    r"\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f\ufeff\uffa0\ufff0-\ufffb]+(?!\n)$"
+)
+"""What a customer reference looks like: no white space at either end, no control characters, and no characters that
+cannot be seen (default-ignorable ones, bidi controls). The server also rejects those above U+FFFF."""
 LANGUAGE_TAG = r"^[A-Za-z]{2,3}(-[A-Za-z0-9]{2,8})*(?!\n)$"
 
 
@@ -17,9 +22,9 @@ class Create(Struct, forbid_unknown_fields=True):
     """What a mint takes."""
 
     customer_reference: Annotated[
-        str, Meta(min_length=1, max_length=255, extra_json_schema={"pattern": WITHOUT_CONTROLS})
+        str, Meta(min_length=1, max_length=255, extra_json_schema={"pattern": REFERENCE})
     ]
-    """The app's own id of the user."""
+    """The app's own id of the user: no white space at either end, no control or invisible characters."""
     metadata: dict[str, object] | UnsetType = UNSET
     """At most 16 KiB of JSON, 5 levels deep; comes back in events."""
     channel_id: str | None = None

@@ -47,7 +47,8 @@ async def create(call: Call) -> Write:
         )
     at = call.service.clock.now()
     new = accounts.new_project(caller.project.organization_id, draft, keyring=keyring, at=at)
-    first = accounts.new_key(new.project, KeyDraft(name="First key", scopes=sorted(caller.key.scopes)), at)
+    first_key = KeyDraft(name="First key", scopes=sorted(caller.key.scopes), expires_at=caller.ends_at)
+    first = accounts.new_key(new.project, first_key, at)
     shown = {
         **new.project.public(new.endpoint, reveal_with=keyring),
         "api_key": first.key.public(value=first.value),

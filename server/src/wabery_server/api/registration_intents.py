@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import hmac
 import re
+import unicodedata
 from collections import Counter
 from collections.abc import Hashable
 from datetime import datetime, timedelta
@@ -11,13 +12,12 @@ from datetime import datetime, timedelta
 import msgspec
 from msgspec import UNSET
 
-from wabery_server import contacts, errors, idempotency, ids, intents
+from wabery_server import contacts, errors, idempotency, ids, intents, tokens
 from wabery_server.accounts import Caller, Project, Scope
 from wabery_server.api.app import CLIENT_SECRET, etag, not_modified
 from wabery_server.api.call import Answer, Call, Stream, Write, decode, gone
 from wabery_server.api.intent_types import (
     LANGUAGE_TAG,
-    WITHOUT_CONTROLS,
     Create,
     CreateMany,
     Extend,
@@ -31,7 +31,7 @@ from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, T
 from wabery_server.limits import Limit
 from wabery_server.outbox import EventType
 from wabery_server.secrets import Unsealable
-from wabery_server.web import network_of, site_of
+from wabery_server.web import network_of
 
 MAX_METADATA = 16_384
 MAX_DEPTH = 5
@@ -45,7 +45,7 @@ _ITEMS_A_TURN = 10
 _STREAM_HEADERS = ((b"content-type", b"text/event-stream"), (b"x-accel-buffering", b"no"))
 
 _encode = msgspec.json.Encoder().encode
-_without_controls = re.compile(WITHOUT_CONTROLS).search
+_plain_reference = re.compile(r"[!-~](?:[ -~]*[!-~])?").fullmatch
 _language_tag = re.compile(LANGUAGE_TAG).search
 
 
@@ -137,7 +137,6 @@ async def create_many(call: Call) -> Write:
 
 async def get(call: Call) -> Answer:
     """One intent, as the caller may see it. `wait` seconds: answers at once when its status or phase changes."""
-    service = call.service
     intent_id = call.params["id"]
     view = _view(call, intent_id)
     wait = call.number("wait", 0, 0, MAX_WAIT)
@@ -255,9 +254,10 @@ async def extend(call: Call) -> Write:
     view = holder_or_owner(call)
     wanted = call.decode(Extend) if call.body.strip() else Extend()
     now = service.clock.now()
-    _check_lifetime(call.caller, wanted.expires_in)
-    until = now + timedelta(seconds=wanted.expires_in or _lifetime(call.caller))
-    longest = intents.MAX_LIFETIME if call.caller.trusted else MAX_VISITOR_LIFETIME
+    seconds, longest = wanted.expires_in or _lifetime(call.caller), intents.MAX_LIFETIME
+    if not call.caller.trusted:
+        seconds, longest = min(seconds, project.publishable_expires_in), MAX_VISITOR_LIFETIME
+    until = now + timedelta(seconds=seconds)
 
     async def write(tx: Tx) -> Answer:
         intent = await intents.extend(tx, project.id, intent_id, until, now, longest=longest)
@@ -471,9 +471,7 @@ async def _prepared(
         secrets.token,
         Stored(200, _encode(body)),
         announce=announce,
-        client_hash=b""
-        if intent.trusted
-        else service.keyring.current.client_hash(site_of(call.ip), network_of(call.ip)),
+        client_hash=b"" if intent.trusted else call.client_hash,
     )
 
 
@@ -492,7 +490,7 @@ def _include(call: Call) -> frozenset[str]:
 
 def _checked(wanted: Create) -> msgspec.Raw:
     """The metadata as it is stored. Raises the refusal of whatever is wrong."""
-    if not _without_controls(wanted.customer_reference):
+    if not _is_reference(wanted.customer_reference):
         raise errors.InvalidCustomerReference(param="customer_reference")
     if wanted.locale is not None and not _language_tag(wanted.locale):
         raise errors.InvalidRequest("locale must be a language tag such as de or pt-BR.", param="locale")
@@ -506,6 +504,14 @@ def _checked(wanted: Create) -> msgspec.Raw:
     if len(encoded) > MAX_METADATA:
         raise errors.MetadataTooLarge(param="metadata")
     return msgspec.Raw(encoded)
+
+
+def _is_reference(text: str) -> bool:
+    """Two references that look alike must not be two customers: `"user_1 "` is not one."""
+    if text.isascii():
+        return _plain_reference(text) is not None
+    hidden = any(unicodedata.category(one) == "Cc" or tokens.is_invisible(one) for one in text)
+    return text == text.strip() and not hidden
 
 
 def _shallow(value: object, depth: int) -> bool:
