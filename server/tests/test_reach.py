@@ -113,6 +113,25 @@ async def test_every_write_by_every_caller_on_every_key(
     assert wrong == []
 
 
+@pytest.mark.parametrize("caller", CALLERS)
+async def test_a_key_creates_and_revokes(app: App, acme: Tenant, caller: str) -> None:
+    """It creates only what it could do itself; revoking takes nothing but `keys:write`, since it widens nothing."""
+    presented = (await make(app, acme, scopes=CALLERS[caller]))["key"]
+
+    created, revoked = {}, {}
+    for name, target in TARGETS.items():
+        made = await app.call("POST", KEYS, presented, json={"name": "new", **target})
+        created[name] = made.status
+        key = await make(app, acme, **target)
+        revoked[name] = (await app.call("DELETE", f"{KEYS}/{key['id']}", presented)).status
+
+    needed = {
+        name: scopes(target.get("scopes", [])) or {"registrations:create"} for name, target in TARGETS.items()
+    }
+    assert created == {name: 200 if of <= scopes(CALLERS[caller]) else 403 for name, of in needed.items()}
+    assert set(revoked.values()) == {200}
+
+
 async def test_an_expired_full_key_stays_dead(app: App, acme: Tenant, clock: MovableClock) -> None:
     lesser = (await make(app, acme, scopes=["keys:write"]))["key"]
     full = await make(app, acme, scopes=["full"], expires_at=iso(clock.now() + timedelta(seconds=3)))

@@ -54,7 +54,7 @@ class Settings:
     publishable_key_per_minute: int = 600
     """Mints by one publishable key."""
     publishable_ip_per_minute: int = 60
-    """Mints with publishable keys from one IP address (IPv6: one /64)."""
+    """Mints with publishable keys from one IP address (IPv6: one /64; one /48 counts as at most 4 addresses)."""
     reference_per_hour: int = 20
     """Mints for one customer reference: with secret keys; and with publishable keys from each IP address."""
     secret_key_per_second: int = 10_000

@@ -31,7 +31,7 @@ from wabery_server.intents import Filter, Intent, Mint, Minted, Shown, Status, T
 from wabery_server.limits import Limit
 from wabery_server.outbox import EventType
 from wabery_server.secrets import Unsealable
-from wabery_server.web import network_of
+from wabery_server.web import network_of, site_of
 
 MAX_METADATA = 16_384
 MAX_DEPTH = 5
@@ -88,6 +88,7 @@ def _quotas(call: Call, customer_reference: str) -> list[tuple[Limit, Hashable]]
     return [
         (service.per_visitor_reference, (caller.project.id, customer_reference, address)),
         (service.per_ip, address),
+        (service.per_site, site_of(call.ip)),
         (service.per_publishable_key, caller.key.id),
     ]
 

@@ -24,6 +24,8 @@ from wabery_server.settings import Settings
 from wabery_server.web import connection_limit, network_of
 
 _LOOK_AGAIN_SECONDS = 2.0
+ADDRESSES_OF_SITE = 4
+"""One IPv6 /48 has 65,536 networks of its own. It mints as much as so many addresses, or it could use up a key's quota."""
 MAX_WAITERS_PER_INTENT = 10
 MAX_WAITERS = 20_000
 
@@ -89,6 +91,7 @@ class Service:
         self.per_secret_key = Limit("secret_key", settings.secret_key_per_second, 1)
         self.per_publishable_key = Limit("publishable_key", settings.publishable_key_per_minute, 60)
         self.per_ip = Limit("ip", settings.publishable_ip_per_minute, 60)
+        self.per_site = Limit("ip_site", ADDRESSES_OF_SITE * settings.publishable_ip_per_minute, 60)
         self.per_reference = Limit("customer_reference", settings.reference_per_hour, 3600)
         self.per_visitor_reference = Limit(
             "customer_reference", settings.reference_per_hour, 3600, silent=True
