@@ -172,3 +172,38 @@ async def test_an_older_database_gets_only_what_it_lacks(
     assert applied == known[1:]
     stamped = await connection.fetch("select version, name from schema_migrations order by version")
     assert [tuple(row) for row in stamped] == [(one.version, one.name) for one in known]
+
+
+async def test_projects_that_keys_created_before_get_the_root_that_the_audit_trail_tells(
+    connection: "asyncpg.Connection[Row]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = migrations()
+    before = next(number for number, one in enumerate(known) if one.name == "project_roots")
+    monkeypatch.setattr(room, "migrations", lambda: known[:before])
+    await migrate(connection, from_schema=False)
+    await connection.execute(
+        """
+        insert into organizations values ('org_1', 'Acme', '2026-01-01Z');
+        insert into projects (id, organization_id, name, livemode, prefilled_text, prefilled_texts, publishable_expires_in,
+            secret_expires_in, supersede, unsigned_references, on_identity_linked, on_reference_linked,
+            references_per_contact, created_at)
+        select id, 'org_1', id, false, '{token}', '{}', 1800, 86400, true, 'accept', 'reject', 'replace', 1, '2026-01-01Z'
+        from unnest(array['proj_a', 'proj_b', 'proj_c', 'proj_d']) id;
+        insert into api_keys (id, project_id, kind, name, hash, last4, scopes, allowed_origins, created_at)
+        select 'key_' || right(p.id, 1), p.id, 'secret', 'k', p.id::bytea, 'abcd', '{}', '{}', '2026-01-01Z' from projects p;
+        insert into audit (id, organization_id, project_id, actor, action, target, detail, created_at)
+        select 'aud_' || n, 'org_1', project, actor, 'project.created', project, '{}', '2026-01-01Z'
+        from (values (1, 'proj_a', 'cli:ann'), (2, 'proj_b', 'key_a'), (3, 'proj_c', 'key_b')) w (n, project, actor);
+        """
+    )
+    monkeypatch.setattr(room, "migrations", lambda: known)
+
+    await migrate(connection)
+
+    roots = await connection.fetch("select id, root_project_id from projects order by id")
+    assert [tuple(row) for row in roots] == [
+        ("proj_a", None),
+        ("proj_b", "proj_a"),
+        ("proj_c", "proj_a"),
+        ("proj_d", None),
+    ]

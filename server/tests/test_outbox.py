@@ -585,8 +585,9 @@ async def test_hot_statements_keep_to_their_indexes(
 
     look = await database.run(lambda tx: plan(tx, outbox.sql.any_due_queues, now, 1000))
     claiming = await database.run(lambda tx: plan(tx, outbox.sql.claim, *one.queue, now, now + LEASE, 256))
-    finding = await database.run(lambda tx: plan(tx, outbox.sql.any_queues_to_resume, 10))
-    resuming = await database.run(lambda tx: plan(tx, outbox.sql.resume, *one.queue, now, 500))
+    finding = await database.run(lambda tx: plan(tx, outbox.sql.any_queues_to_resume, "", "", 10))
+    walking = await database.run(lambda tx: plan(tx, outbox.sql.any_queues_after, "", "", 10))
+    resuming = await database.run(lambda tx: plan(tx, outbox.sql.resume, *one.queue, now, 500, ""))
     settling = await database.run(
         lambda tx: plan(
             tx,
@@ -607,7 +608,8 @@ async def test_hot_statements_keep_to_their_indexes(
     assert "Index Scan using events_pkey" in claiming
     assert "Seq Scan on deliveries" not in claiming
     assert "deliveries_pkey" in settling
-    assert "deliveries_due" in look
+    assert "deliveries_due_anywhere" in look
+    assert walking.count("using deliveries_due on") == 2
     assert "deliveries_held" in finding
     assert "deliveries_held" in resuming
 

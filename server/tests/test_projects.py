@@ -1,12 +1,18 @@
 """/v1/projects: what a key sees and changes of its own project, and how a new one is founded."""
 
+import asyncio
 from typing import Any
 
 import pytest
-from world import App, Tenant
+from world import App, Tenant, serving, tenant
 
 from wabery_server import accounts
 from wabery_server.accounts import KeyDraft, ProjectDraft, Scope
+from wabery_server.clock import MovableClock
+from wabery_server.db import Database
+from wabery_server.db.signals import Signals
+from wabery_server.secrets import Keyring
+from wabery_server.settings import Settings
 
 PROJECTS = "/v1/projects"
 
@@ -251,6 +257,30 @@ async def test_a_test_key_founds_no_live_project(app: App, acme: Tenant) -> None
 
     assert (refused.status, refused.body["error"]) == (403, "insufficient_scope")
     assert founded.body["api_key"]["key"].startswith("wab_live_")
+
+
+async def test_a_key_creates_a_limited_number_of_test_projects_also_through_the_keys_it_gets(
+    database: Database, keyring: Keyring, clock: MovableClock, signals: Signals
+) -> None:
+    await database.run(lambda tx: accounts.open_installation(tx, keyring, clock.now()))
+    async with serving(Settings(test_projects_per_key=3), database, keyring, clock, signals) as app:
+        acme, globex = await tenant(app, "Acme"), await tenant(app, "Globex")
+        key, status = acme.secret_key, []
+        for number in range(5):
+            reply = await app.call("POST", PROJECTS, key, json={"name": f"Number {number}"})
+            status.append(reply.status)
+            key = reply.body["api_key"]["key"] if reply.status == 200 else key
+        refused = await app.call("POST", PROJECTS, acme.secret_key, json={"name": "One more"})
+        other = await app.call("POST", PROJECTS, globex.secret_key, json={"name": "Another customer's"})
+        at_once = await asyncio.gather(
+            *(app.call("POST", PROJECTS, globex.secret_key, json={"name": f"At once {n}"}) for n in range(6))
+        )
+
+    assert status == [200, 200, 200, 422, 422]
+    assert refused.body["error"] == "too_many_projects"
+    assert "WABERY_TEST_PROJECTS_PER_KEY" in refused.body["hint"]
+    assert other.status == 200
+    assert sorted(reply.status for reply in at_once) == [200, 200, 422, 422, 422, 422]
 
 
 async def test_founding_again_with_the_same_idempotency_key_answers_the_same(app: App, acme: Tenant) -> None:

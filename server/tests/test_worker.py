@@ -8,7 +8,10 @@ import json
 import logging
 import os
 import signal
+import socket
 import sys
+import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -32,6 +35,7 @@ from wabery_server.outbox import Claimed, Event, EventType, Queue, State
 from wabery_server.secrets import Keyring, Subkeys, generate
 from wabery_server.settings import Settings
 from wabery_server.webhooks import ATTEMPTS, LOOPBACK, Limits, Outcome, Policy, Poster, Result, delay_after
+from wabery_server.webhooks.guard import Lookup, Resolver, system_lookup
 from wabery_server.worker import Worker, judge
 
 NOON = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -123,13 +127,15 @@ class Place:
         self.keyring = keyring
         self.clock = clock
 
-    async def tenant(self, name: str, url: str | None, *, livemode: bool = False) -> Tenant:
+    async def tenant(
+        self, name: str, url: str | None, *, livemode: bool = False, actor: str = "cli:test"
+    ) -> Tenant:
         async def make(tx: Tx) -> Tenant:
             await accounts.open_installation(tx, self.keyring, NOON)
             organization_id = await accounts.find_organization(tx)
             draft = ProjectDraft(name=name, livemode=livemode)
             new = accounts.new_project(organization_id, draft, keyring=self.keyring, at=NOON)
-            await accounts.create_project(tx, new, keyring=self.keyring, actor="cli:test", at=NOON)
+            await accounts.create_project(tx, new, keyring=self.keyring, actor=actor, at=NOON)
             changes = ProjectChanges(webhook_url=url)
             _, endpoint = await accounts.update_project(
                 tx, new.project.id, changes, keyring=self.keyring, actor="cli:test", at=NOON
@@ -171,12 +177,20 @@ class Place:
 
     @asynccontextmanager
     async def working(
-        self, lease: timedelta = worker.LEASE, limits: Limits | None = None, **settings: Any
+        self,
+        lease: timedelta = worker.LEASE,
+        limits: Limits | None = None,
+        lookup: Lookup = system_lookup,
+        our_fault_limit: timedelta = worker.OUR_FAULT_LIMIT,
+        **settings: Any,
     ) -> AsyncIterator[None]:
         """A worker runs; afterwards everything it had under way is settled."""
         policy = Policy(allow_http=True, allow_ports=None, allow_networks=LOOPBACK)
         strict = Policy(allow_ports=None, allow_networks=LOOPBACK)
-        async with Poster(strict, limits=limits) as live, Poster(policy, limits=limits) as test:
+        async with (
+            Poster(strict, limits=limits, lookup=lookup) as live,
+            Poster(policy, limits=limits, lookup=lookup) as test,
+        ):
             running = asyncio.create_task(
                 Worker(
                     database=self.database,
@@ -187,6 +201,7 @@ class Place:
                     live=live,
                     test=test,
                     lease=lease,
+                    our_fault_limit=our_fault_limit,
                 ).run()
             )
             try:
@@ -556,6 +571,136 @@ async def test_projects_take_turns(place: Place, receiver: Receiver, acme: Tenan
     assert place_in_line <= worker.SHARED + 10
 
 
+# Shares
+
+
+PATIENT = Limits(total=timedelta(seconds=90))
+"""An endpoint that hangs holds its slots for longer than any test runs."""
+
+
+@pytest.mark.hostile
+async def test_the_hanging_projects_of_one_key_keep_no_other_waiting(
+    place: Place, receiver: Receiver, acme: Tenant
+) -> None:
+    released = asyncio.Event()
+    async with receiving() as slow, place.working(limits=PATIENT):
+        slow.hangs_until(released)
+        for number in range(30):
+            attacker = await place.tenant(f"Attacker {number}", slow.url, actor="key_attacker")
+            await place.happen(attacker, 60)
+        await slow.has(128)
+
+        began = time.monotonic()
+        await place.happen(acme, 20)
+        await receiver.has(20)
+        took = time.monotonic() - began
+
+        assert len(slow.got) == 128  # half of 256
+        released.set()
+
+    assert took < 2
+
+
+@pytest.mark.hostile
+async def test_hanging_endpoints_of_unrelated_projects_leave_a_slot_to_each_other_one(
+    place: Place, receiver: Receiver
+) -> None:
+    released = asyncio.Event()
+    settings = {"delivery_concurrency": 32, "delivery_per_endpoint": 4}
+    async with receiving() as slow, place.working(limits=PATIENT, **settings):
+        slow.hangs_until(released)
+        for number in range(6):
+            await place.happen(await place.tenant(f"Slow {number}", slow.url), 60)
+        await slow.has(24)  # three quarters of 32
+
+        for number in range(8):
+            good = await place.tenant(f"Good {number}", receiver.url)
+            await place.happen(good, 10)
+        await receiver.has(80)
+
+        assert len(slow.got) == 24
+        released.set()
+
+
+@pytest.mark.hostile
+async def test_late_retries_leave_the_reserve_to_first_attempts(
+    place: Place, receiver: Receiver, acme: Tenant
+) -> None:
+    released = asyncio.Event()
+    async with receiving() as slow:
+        slow.hangs_until(released)
+        for number in range(20):
+            await place.happen(await place.tenant(f"Slow {number}", slow.url))
+        await place.rows("update deliveries set attempts = 3")
+        async with place.working(limits=PATIENT, delivery_concurrency=8):
+            await slow.has(6)
+
+            await place.happen(acme, 30)
+            await receiver.has(30)
+
+            assert len(slow.got) == 6
+            released.set()
+
+
+@pytest.mark.parametrize(("endpoints", "most"), [(3, 8), (1, 4)])
+async def test_a_project_gets_a_quarter_and_an_endpoint_its_own_limit(
+    place: Place, endpoints: int, most: int
+) -> None:
+    released = asyncio.Event()
+    async with receiving() as slow:
+        slow.hangs_until(released)
+        one = await place.tenant("Slow", slow.url)
+        for _ in range(endpoints - 1):
+            other = await place.second_endpoint(one, slow.url)
+            await place.rows(
+                "update webhook_endpoints set secrets = $2 where id = $1",
+                other.endpoint_id,
+                place.keyring.current.seal(
+                    json.dumps([one.secret]).encode(), f"webhook_endpoints.secrets:{other.endpoint_id}"
+                ),
+            )
+        await place.happen(one, 50)
+        async with place.working(limits=PATIENT, delivery_concurrency=32, delivery_per_endpoint=4):
+            await slow.has(most)
+            good = await place.tenant("Good", slow.url)
+            await place.happen(good)
+            await slow.has(most + 1)
+            released.set()
+
+
+@pytest.mark.hostile
+async def test_names_that_never_answer_keep_no_other_waiting_and_count_as_failures(
+    place: Place, receiver: Receiver, acme: Tenant
+) -> None:
+    answer = threading.Event()
+
+    def lookup(host: str) -> Any:
+        if host == Resolver.PROBE:
+            raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+        answer.wait(60)
+        return []
+
+    async with place.working(limits=Limits(dns=timedelta(seconds=1)), lookup=lookup):
+        silent = [
+            await place.tenant(f"Silent {n}", f"http://silent-{n}.test/", actor="key_attacker")
+            for n in range(64)
+        ]
+        for one in silent:
+            await place.happen(one, 2)
+        began = time.monotonic()
+        await place.happen(acme, 5)
+        await receiver.has(5)
+        took = time.monotonic() - began
+        await place.becomes(
+            "select bool_and(attempts > 0) from deliveries where endpoint_id <> $1", acme.queue.endpoint_id
+        )
+        answer.set()
+
+    outcomes = await place.rows("select distinct outcome from delivery_attempts")
+    assert took < 2
+    assert {row["outcome"] for row in outcomes} == {"dns", "delivered"}
+
+
 async def test_two_workers_send_everything_once(place: Place, receiver: Receiver, acme: Tenant) -> None:
     async with place.working(), place.working(delivery_per_endpoint=7):
         events = await place.happen(acme, 400)
@@ -584,6 +729,29 @@ async def test_a_row_that_breaks_us_harms_no_other(
     assert all(row["due_at"] - datetime.now(UTC) > timedelta(seconds=20) for row in broken)
     assert caplog.text.count("row_unreadable") == 1
     assert acme.secret not in caplog.text
+
+
+async def test_our_own_fault_is_logged_once_and_counts_when_it_lasts(
+    place: Place, receiver: Receiver, acme: Tenant, caplog: pytest.LogCaptureFixture
+) -> None:
+    unreadable = await place.second_endpoint(acme, receiver.url)
+    await place.rows(
+        "update webhook_endpoints set secrets = $2 where id = $1",
+        unreadable.endpoint_id,
+        place.keyring.current.seal(b"[]", f"webhook_endpoints.secrets:{unreadable.endpoint_id}"),
+    )
+    pending = "select min(attempts) = $2 from deliveries where endpoint_id = $1 and due_at > now()"
+
+    async with place.working(our_fault_limit=timedelta(0)):
+        await place.happen(acme)
+        await place.becomes(pending, unreadable.endpoint_id, 1)
+        await place.make_due()
+        await place.becomes(pending, unreadable.endpoint_id, 2)
+
+    logged = await place.rows("select outcome, error from delivery_attempts where outcome = 'internal'")
+    assert [(row["outcome"], row["error"]) for row in logged] == [("internal", logged[0]["error"])] * 2
+    assert "in this server" in logged[0]["error"]
+    assert len([record for record in caplog.records if record.message == "delivery_broken"]) == 1
 
 
 async def test_a_row_that_the_database_refuses_harms_no_other(
@@ -729,9 +897,10 @@ async def test_the_database_may_crash_meanwhile(
             async with place.working(lease=timedelta(seconds=2)):
                 await receiver.has(100)
                 os.kill(int((tmp_path / "pg/data/postmaster.pid").read_text().split()[0]), signal.SIGQUIT)
-                while cluster.alive():  # noqa: ASYNC110  # nor is a process that ends
+                while not cluster.lost():  # noqa: ASYNC110  # nor is a process that ends
                     await asyncio.sleep(0.01)
-                cluster.revive()
+                for pause in cluster.reviving():
+                    await asyncio.sleep(pause)
                 await receiver.has(1_000)
                 await place.becomes("select count(*) = 0 from deliveries where state <> 'delivered'")
     finally:

@@ -326,6 +326,14 @@ class TooManyPending(WaberyError):
     hint = "Cancel one, wait for one to expire, or turn on the project's supersede setting."
 
 
+class TooManyProjects(WaberyError):
+    """The key, together with the keys of the projects it created, has reached the limit of test projects."""
+
+    code, status = "too_many_projects", 422
+    message = "This key has created as many test projects as it may."
+    hint = "Reuse a test project, or ask the operator to raise WABERY_TEST_PROJECTS_PER_KEY."
+
+
 class UnsafeWebhookUrl(WaberyError):
     """The webhook URL points where this server must not send: see the message."""
 

@@ -118,6 +118,10 @@ class Claimed(Struct, frozen=True, kw_only=True):
     endpoint: Endpoint | None
     """As it is at this moment: what was due before a change goes to the new URL. None: it is gone."""
     livemode: bool
+    root_project_id: str = ""
+    """The project that this one's project was created from, directly or not, else its own; empty counts as that."""
+    recorded_at: datetime | None = None
+    """When the event happened, by the business clock."""
 
     @property
     def number(self) -> int:
@@ -284,9 +288,40 @@ async def find(tx: Tx, project_id: str, event_id: str) -> Recorded | None:
     return Recorded(**row) if row else None
 
 
-async def due_queues(tx: Tx, now: datetime, limit: int) -> list[Queue]:
-    """Endpoints that something is due for, the longest waiting first."""
-    return [Queue(*row) for row in await tx.rows(sql.any_due_queues, now, limit)]
+NEWEST = 256
+"""Due deliveries read to find what became due last. When there are fewer, they name every queue that has any."""
+VISITED = 500
+"""Queues visited in one step of a walk."""
+
+
+class Walk:
+    """How far the queues have been visited, over several transactions: then each takes bounded time."""
+
+    def __init__(self) -> None:
+        self.after = Queue("", "")
+        """The queue visited last; empty at the beginning and at the end."""
+
+    @property
+    def under_way(self) -> bool:
+        return self.after != Queue("", "")
+
+
+async def due_queues(tx: Tx, now: datetime, limit: int, walk: Walk | None = None) -> list[Queue]:
+    """At most `limit` endpoints that something is due for, the longest waiting first.
+
+    Where more is due than the newest deliveries name, the queues are visited too, from where the `walk` has come to; the
+    walk moves on. So the cost does not depend on how much is due, and neither new events nor old queues starve.
+    """
+    walk = walk or Walk()
+    newest = await tx.rows(sql.any_due_queues, now, NEWEST)
+    found = {Queue(row["project_id"], row["endpoint_id"]): row["due_at"] for row in newest}
+    if walk.under_way or sum(row["deliveries"] for row in newest) == NEWEST:
+        visited = await tx.rows(sql.any_queues_after, *walk.after, VISITED)
+        for project_id, endpoint_id, due_at in visited:
+            if due_at <= now:
+                found[Queue(project_id, endpoint_id)] = due_at
+        walk.after = Queue(*visited[-1][:2]) if len(visited) == VISITED else Queue("", "")
+    return sorted(found, key=lambda queue: found[queue])[:limit]
 
 
 async def claim(tx: Tx, queue: Queue, now: datetime, lease: timedelta, limit: int) -> list[Claimed]:
@@ -310,6 +345,8 @@ async def claim(tx: Tx, queue: Queue, now: datetime, lease: timedelta, limit: in
             body=row["body"],
             endpoint=endpoint,
             livemode=row["livemode"] is not False,
+            root_project_id=row["root_project_id"] or queue.project_id,
+            recorded_at=row["recorded_at"],
         )
         for row in rows
     ]
@@ -373,14 +410,32 @@ async def settle(tx: Tx, results: Sequence[Settled]) -> list[bool]:
     return kept
 
 
-async def queues_to_resume(tx: Tx, limit: int) -> list[Queue]:
-    """Endpoints that can be sent to again, and that something is held for."""
-    return [Queue(*row) for row in await tx.rows(sql.any_queues_to_resume, limit)]
+async def queues_to_resume(tx: Tx, limit: int, walk: Walk | None = None) -> list[Queue]:
+    """Endpoints that can be sent to again, among the next `limit` that something is held for; the `walk` moves on."""
+    walk = walk or Walk()
+    visited = await tx.rows(sql.any_queues_to_resume, *walk.after, limit)
+    queues = [Queue(row["project_id"], row["endpoint_id"]) for row in visited]
+    walk.after = max(queues) if len(queues) == limit else Queue("", "")
+    return [queue for queue, row in zip(queues, visited, strict=True) if row["is_back"]]
 
 
-async def resume(tx: Tx, queue: Queue, now: datetime, limit: int) -> int:
-    """Makes what is held for an endpoint due, the oldest first; returns how many."""
-    return len(await tx.rows(sql.resume, queue.project_id, queue.endpoint_id, now, limit))
+class Page:
+    """How far the held deliveries of one queue have been looked at."""
+
+    def __init__(self) -> None:
+        self.after = ""
+        """The id looked at last; empty at the beginning and at the end."""
+
+
+async def resume(tx: Tx, queue: Queue, now: datetime, limit: int, page: Page | None = None) -> int:
+    """Makes what is held for an endpoint due, the oldest first; returns how many of the next `limit`.
+
+    What has lost its event stays held. The `page` moves on.
+    """
+    page = page or Page()
+    rows = await tx.rows(sql.resume, queue.project_id, queue.endpoint_id, now, limit, page.after)
+    page.after = rows[-1]["id"] if len(rows) == limit else ""
+    return sum(row["resumed"] for row in rows)
 
 
 def _storable(error: str | None) -> str | None:

@@ -9,20 +9,44 @@ values ($1, $2, $3, $4, $5, $6, $7)
 on conflict do nothing;
 
 -- name: any_due_queues, hot
--- For the worker, which serves every project; unlocked, because claiming decides.
-select d.project_id, d.endpoint_id
-from deliveries d
-where d.due_at <= $1
-group by d.project_id, d.endpoint_id
-order by min(d.due_at)
-limit $2;
+-- For the worker, which serves every project; unlocked, because claiming decides. Of what became due last: a new event is
+-- found at once, however many endpoints have deliveries waiting. It reads $2 rows, and so no more than those are named.
+select d.project_id, d.endpoint_id, min(d.due_at) as due_at, count(*) as deliveries
+from (
+    select d.project_id, d.endpoint_id, d.due_at from deliveries d
+    where d.due_at <= $1
+    order by d.due_at desc
+    limit $2) d
+group by d.project_id, d.endpoint_id;
+
+-- name: any_queues_after
+-- For the worker, which serves every project. Visits the queues after one in the order of the index, each by a look-up of
+-- its first row: the cost depends on the number of queues visited, not on the number of rows in them.
+with recursive visited as (
+    (select d.project_id, d.endpoint_id, d.due_at
+     from deliveries d
+     where d.due_at is not null and (d.project_id, d.endpoint_id) > ($1::text, $2::text)
+     order by d.project_id, d.endpoint_id, d.due_at
+     limit 1)
+    union all
+    select following.project_id, following.endpoint_id, following.due_at
+    from visited v
+    cross join lateral (
+        select d.project_id, d.endpoint_id, d.due_at
+        from deliveries d
+        where d.due_at is not null and (d.project_id, d.endpoint_id) > (v.project_id, v.endpoint_id)
+        order by d.project_id, d.endpoint_id, d.due_at
+        limit 1) following)
+select v.project_id, v.endpoint_id, v.due_at
+from visited v
+limit $3;
 
 -- name: claim, hot
 -- Written so that every plan is a good one: it is kept, and may have been made while the tables were empty.
 -- `= any(array(…))` and `limit 1` leave the planner nothing but the primary key, and endpoint and project are read once.
 -- The left joins keep a delivery in sight whose event or endpoint is gone: it is held instead of staying due.
 with due as (
-    select d.id, d.event_id, d.attempts, d.due_at
+    select d.id, d.event_id, d.attempts, d.due_at, d.created_at as recorded_at
     from deliveries d
     where d.project_id = $1 and d.endpoint_id = $2 and d.due_at <= $3
     order by d.due_at
@@ -33,11 +57,11 @@ leased as (
     where d.project_id = $1 and d.id = any(array(select due.id from due))),
 target as materialized (
     select w.is_default, w.url, w.events, w.secrets, w.secret_version, w.disabled_at, w.disabled_reason, w.created_at,
-        p.livemode
+        p.livemode, coalesce(p.root_project_id, p.id) as root_project_id
     from projects p
     left join webhook_endpoints w on w.project_id = $1 and w.id = $2
     where p.id = $1)
-select due.id, due.event_id, due.attempts, due.due_at, e.type, e.body, t.*
+select due.id, due.event_id, due.attempts, due.due_at, due.recorded_at, e.type, e.body, t.*
 from due
 left join lateral (
     select e.type, e.body from events e where e.project_id = $1 and e.id = due.event_id limit 1) e on true
@@ -55,28 +79,46 @@ where d.project_id = w.project_id and d.id = w.id and d.due_at is not distinct f
 returning d.project_id, d.id;
 
 -- name: any_queues_to_resume
--- For the worker, which serves every project. Endpoints are few, and each takes one look at what is held for it. What has
--- lost its event stays held.
-select w.project_id, w.id
-from webhook_endpoints w
-where w.url is not null and w.disabled_at is null and exists (
-    select from deliveries d
-    join events e on e.project_id = d.project_id and e.id = d.event_id
-    where d.project_id = w.project_id and d.endpoint_id = w.id and d.state = 'held')
-limit $1;
+-- For the worker, which serves every project. Visits the queues with held deliveries, as any_queues_after does.
+with recursive visited as (
+    (select d.project_id, d.endpoint_id
+     from deliveries d
+     where d.state = 'held' and (d.project_id, d.endpoint_id) > ($1::text, $2::text)
+     order by d.project_id, d.endpoint_id
+     limit 1)
+    union all
+    select following.project_id, following.endpoint_id
+    from visited v
+    cross join lateral (
+        select d.project_id, d.endpoint_id
+        from deliveries d
+        where d.state = 'held' and (d.project_id, d.endpoint_id) > (v.project_id, v.endpoint_id)
+        order by d.project_id, d.endpoint_id
+        limit 1) following)
+select v.project_id, v.endpoint_id, coalesce(w.url is not null and w.disabled_at is null, false) as is_back
+from (select v.project_id, v.endpoint_id from visited v limit $3) v
+left join webhook_endpoints w on w.project_id = v.project_id and w.id = v.endpoint_id;
 
 -- name: resume
--- Due since they were written, so that the queue's own order sends the oldest first.
-update deliveries d set state = 'pending', due_at = least(d.created_at, $3)
-where d.project_id = $1 and d.id = any(array(
-    select h.id
+-- Due since they were written, so that the queue's own order sends the oldest first. What has lost its event stays held;
+-- $4 rows are looked at, of which those come back in id order.
+with looked_at as materialized (
+    select h.id, h.event_id
     from deliveries h
-    join events e on e.project_id = h.project_id and e.id = h.event_id
-    where h.project_id = $1 and h.endpoint_id = $2 and h.state = 'held'
+    where h.project_id = $1 and h.endpoint_id = $2 and h.state = 'held' and h.id > $5
     order by h.id
     limit $4
-    for update of h skip locked))
-returning d.id;
+    for update of h skip locked),
+resumed as (
+    update deliveries d set state = 'pending', due_at = least(d.created_at, $3)
+    where d.project_id = $1 and d.id = any(array(
+        select h.id from looked_at h
+        where exists (select from events e where e.project_id = $1 and e.id = h.event_id)))
+    returning d.id)
+select h.id, r.id is not null as resumed
+from looked_at h
+left join resumed r on r.id = h.id
+order by h.id;
 
 -- name: insert_attempt, hot
 insert into delivery_attempts (project_id, delivery_id, number, outcome, status, error, response_body, address,

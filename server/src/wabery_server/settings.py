@@ -79,8 +79,11 @@ class Settings:
     """How long an answer is kept for its Idempotency-Key."""
     sweep_every: timedelta = timedelta(seconds=5)
     """How often ended intents, old idempotency answers and held deliveries whose endpoint is back are looked for."""
+    test_projects_per_key: int = 100
+    """Test projects that an API key may create, together with the keys of the projects it created."""
     delivery_concurrency: int = 256
-    """Deliveries under way at once in one process."""
+    """Deliveries under way at once in one process. A project gets at most a quarter of it, and a project together with those
+    that its keys created at most half. A quarter is reserved for first attempts to endpoints with nothing under way."""
     delivery_per_endpoint: int = 10
     """Deliveries under way at once to one endpoint in one process."""
     delivery_allow_networks: tuple[Network, ...] = ()

@@ -20,6 +20,7 @@ from wabery_server.db.batcher import Batcher
 from wabery_server.db.signals import Signals
 from wabery_server.logs import line, log
 from wabery_server.outbox import Attempt, Claimed, Queue, Settled, State
+from wabery_server.rooms import Room
 from wabery_server.secrets import Keyring, Unsealable
 from wabery_server.settings import Settings
 from wabery_server.webhooks import Outcome, Poster, Result
@@ -34,9 +35,11 @@ SHARED, ALONE = 64, 256
 QUEUES_AT_ONCE = 1_000
 PROJECTS_AT_ONCE = 1_000
 MOST_WAITING = 1_024
-"""Claimed deliveries that wait for their endpoint to have room; beyond it they are given back, which bounds memory."""
+"""Claimed deliveries that wait for their endpoint to have room; beyond it each endpoint gets one more at most."""
 OUR_FAULT_PAUSE = timedelta(seconds=30)
 """Until a delivery is tried again that failed by our own fault; such an attempt does not count."""
+OUR_FAULT_LIMIT = timedelta(hours=24)
+"""How long attempts to an endpoint may fail by our own fault without counting; then they follow the schedule."""
 FINISH_SECONDS = 20.0
 """For the attempts under way when the worker is stopped: an attempt's limit and a margin."""
 SWEPT_AT_ONCE = 500
@@ -62,6 +65,7 @@ class Worker:
         live: Poster,
         test: Poster,
         lease: timedelta = LEASE,
+        our_fault_limit: timedelta = OUR_FAULT_LIMIT,
     ) -> None:
         deliver = Deliver(
             database=database,
@@ -72,6 +76,7 @@ class Worker:
             live=live,
             test=test,
             lease=lease,
+            our_fault_limit=our_fault_limit,
         )
         sweep = Sweep(database, signals, clock=clock, settings=settings)
         resume = Resume(database, signals, every=settings.sweep_every)
@@ -149,19 +154,24 @@ async def _within(seconds: float, awaited: Awaitable[object]) -> None:
             await awaited
 
 
-class _Line:
+class _Line(Room):
     """An endpoint's deliveries here: some under way, the others waiting for room."""
 
-    __slots__ = ("has_more", "queue", "ready", "under_way", "waiting")
+    __slots__ = ("has_more", "is_new", "queue", "waiting")
 
-    def __init__(self, queue: Queue) -> None:
+    def __init__(self, queue: Queue, most: int, project: Room) -> None:
+        super().__init__(most, project, queue.endpoint_id)
+        project.inner[queue.endpoint_id] = self
         self.queue = queue
-        self.under_way = 0
         self.waiting: deque[Claimed] = deque()
         self.has_more = False
         """Whether more is due for it than was claimed."""
-        self.ready = False
-        """Whether it stands among the lines that may start one."""
+        self.is_new = False
+        """Whether it stands among the lines with nothing under way."""
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self.waiting)
 
 
 class Deliver(Loop):
@@ -169,8 +179,11 @@ class Deliver(Loop):
 
         look: which endpoints have any --> ring --> claim, one after the other --> lines, one each --> attempts
 
-    Endpoints take turns in claiming and in sending. One that is slow fills its own line; then nothing more is claimed
-    for it until the line has room, and nobody else waits for it.
+    Endpoints take turns in claiming and in sending. An endpoint that is slow fills its own line; then nothing more is
+    claimed for it until the line has room, and no other waits for it. Projects that one customer created, each project
+    and each endpoint have a bounded part of the attempts; the last quarter of all goes only to first attempts to
+    endpoints with nothing under way. So however many endpoints hang, and however many late retries are due, a new event
+    for another endpoint starts at once.
     """
 
     def __init__(
@@ -184,8 +197,10 @@ class Deliver(Loop):
         live: Poster,
         test: Poster,
         lease: timedelta = LEASE,
+        our_fault_limit: timedelta = OUR_FAULT_LIMIT,
     ) -> None:
         super().__init__()
+        self._our_fault_limit = our_fault_limit
         self._database = database
         self._signals = signals
         self._clock = clock
@@ -202,12 +217,16 @@ class Deliver(Loop):
             group=(lambda settled: settled.claimed.queue.project_id) if settings.batch_per_project else None,
         )
         self._ring: OrderedDict[Queue, None] = OrderedDict()
+        self._walk = outbox.Walk()
         self._lines: dict[Queue, _Line] = {}
-        self._ready: deque[_Line] = deque()
+        self._everything = Room(self._most - self._most // 4)
+        self._new: deque[_Line] = deque()
+        """Lines with nothing under way, for the reserved quarter; some have started something since."""
         self._waiting = 0
-        self._under_way = 0
         self._attempts: set[asyncio.Task[None]] = set()
         self._unsealed: dict[str, tuple[bytes, list[str]]] = {}
+        self._our_faults: dict[Queue, float] = {}
+        """Since when attempts to an endpoint fail by our own fault."""
         self._hinted = False
         self._look_soon = 0.0
         self._look_by = 0.0
@@ -220,10 +239,8 @@ class Deliver(Loop):
     async def turn(self) -> None:
         """One look, or one claim, or a rest until there is reason for either."""
         now = time.monotonic()
-        look_at = self._look_soon if self._hinted else self._look_by
-        if self._ready:
-            await self.rest(POLL_SECONDS)  # there is more than may be sent at once
-        elif now >= look_at:
+        look_at = self._look_soon if self._hinted or self._walk.under_way else self._look_by
+        if now >= look_at:
             await self._look()
         elif self._ring:
             await self._claim()
@@ -233,7 +250,9 @@ class Deliver(Loop):
     async def _look(self) -> None:
         self._hinted = False  # before the query: what is committed during it comes with a hint of its own
         began = time.monotonic()
-        found = await self._claiming.run(lambda tx: outbox.due_queues(tx, _wall(), QUEUES_AT_ONCE))
+        found = await self._claiming.run(
+            lambda tx: outbox.due_queues(tx, _wall(), QUEUES_AT_ONCE, self._walk)
+        )
         ended = time.monotonic()
         pause = max(_LOOK_PAUSE_SECONDS, _LOOK_SHARE * (ended - began))
         self._look_soon = ended + min(pause, POLL_SECONDS)
@@ -243,20 +262,24 @@ class Deliver(Loop):
             self._offer(queue)
 
     def _offer(self, queue: Queue) -> None:
-        """More is due here: it gets its turn, now or when its line has room."""
+        """More is due here: it gets its turn, now or when its line has room. Those without a line go first."""
         its = self._lines.get(queue)
         if its is not None and self._full(its):
             its.has_more = True
-        else:
-            self._ring.setdefault(queue)
+            return
+        self._ring.setdefault(queue)
+        if its is None:
+            self._ring.move_to_end(queue, last=False)
 
     async def _claim(self) -> None:
         queue, _ = self._ring.popitem(last=False)
-        limit = SHARED if self._ring else ALONE
+        limit = 1 if self._waiting >= MOST_WAITING else SHARED if self._ring else ALONE
         claimed = await self._claiming.run(lambda tx: outbox.claim(tx, queue, _wall(), self._lease, limit))
         if not claimed:
             return
-        its = self._lines.get(queue) or self._lines.setdefault(queue, _Line(queue))
+        its = self._lines.get(queue)
+        if its is None:
+            its = self._lines[queue] = self._new_line(queue, claimed[0].root_project_id or queue.project_id)
         for delivery in claimed:
             if self._waiting >= MOST_WAITING and self._full(its):
                 self._give_back(delivery)
@@ -268,18 +291,28 @@ class Deliver(Loop):
         self._make_ready(its)
         self._start()
 
+    def _new_line(self, queue: Queue, root: str) -> _Line:
+        half, quarter = max(self._most // 2, 1), max(self._most // 4, 1)
+        project = self._everything.part(root, half).part(queue.project_id, quarter)
+        return _Line(queue, self._most_per_endpoint, project)
+
     def _full(self, its: _Line) -> bool:
-        """Enough wait to refill the line once, so that it does not run dry during the next claim."""
-        return len(its.waiting) >= self._most_per_endpoint
+        """Enough wait to refill the line once, so that it does not run dry during the next claim; or one waits, and the
+        wider rooms have no room."""
+        assert its.wider is not None
+        return len(its.waiting) >= (self._most_per_endpoint if its.wider.has_room() else 1)
 
     def _make_ready(self, its: _Line) -> None:
         """Among the lines that may start one; or out of sight, if it is empty."""
+        its.stand_in_line()
         if its.waiting:
-            if not its.ready and its.under_way < self._most_per_endpoint:
-                its.ready = True
-                self._ready.append(its)
+            if its.under_way == 0 and not its.is_new:
+                its.is_new = True
+                self._new.append(its)
         elif its.under_way == 0:
-            self._lines.pop(its.queue, None)
+            if self._lines.get(its.queue) is its:
+                del self._lines[its.queue]
+            its.close()
 
     def _start(self) -> None:
         """Starts what may start: lines take turns, and each has its limit.
@@ -287,17 +320,11 @@ class Deliver(Loop):
         As many as are under way may also be settling: without a database the sending stops.
         """
         now = _wall()
-        while (
-            self._ready
-            and self._under_way < self._most
-            and len(self._attempts) < 2 * self._most
-            and not self.stopping
-        ):
-            its = self._ready.popleft()
-            its.ready = False
-            if not its.waiting:
-                continue  # it was emptied meanwhile
-            delivery = its.waiting.popleft()
+        while len(self._attempts) < 2 * self._most and not self.stopping:
+            found = self._next()
+            if found is None:
+                break
+            its, delivery = found
             self._waiting -= 1
             if its.has_more and not self._full(its):
                 its.has_more = False
@@ -305,22 +332,42 @@ class Deliver(Loop):
             if delivery.lease - now < self._lease / 2:
                 self._give_back(delivery)
             else:
-                its.under_way += 1
-                self._under_way += 1
+                its.enter()
                 attempt = asyncio.create_task(self._carry(its, delivery))
                 self._attempts.add(attempt)
                 attempt.add_done_callback(self._settled)
             self._make_ready(its)
-        if self._ring and not self._ready:
+        if self._ring:
             self.wake()
+
+    def _next(self) -> tuple[_Line, Claimed] | None:
+        """What is to start now, taken from its line."""
+        everything = self._everything
+        if everything.under_way < everything.most:
+            while everything.line:
+                its = everything.take_turn()
+                assert isinstance(its, _Line)
+                if its.waiting:
+                    return its, its.waiting.popleft()
+                self._make_ready(its)  # it was emptied meanwhile
+            return None
+        while self._new and everything.under_way < self._most:
+            its = self._new.popleft()
+            its.is_new = False
+            parts = [room for room in its.all() if room is not everything]
+            if its.under_way == 0 and all(room.under_way < room.most for room in parts):
+                first = next((one for one in its.waiting if one.number == 1), None)
+                if first is not None:
+                    its.waiting.remove(first)
+                    return its, first
+        return None
 
     async def _carry(self, its: _Line, delivery: Claimed) -> None:
         """One attempt, and its settling while the next one is made."""
         try:
             settled = await self._attempt(delivery)
         finally:
-            its.under_way -= 1
-            self._under_way -= 1
+            its.leave()
             self._make_ready(its)
             self._start()
         facts = {"project": delivery.queue.project_id, "delivery": delivery.id}
@@ -341,14 +388,30 @@ class Deliver(Loop):
             return await self._send(delivery)
         except Unsealable:  # logged by the keyring, once for each endpoint
             return Settled(claimed=delivery, state=State.PENDING, due_at=_wall() + OUR_FAULT_PAUSE)
-        except Exception:  # noqa: BLE001  # a row that breaks us must not come back before its pause
-            facts = {
-                "project": delivery.queue.project_id,
-                "delivery": delivery.id,
-                "endpoint": delivery.queue.endpoint_id,
-            }
-            log.exception("delivery_broken", extra={"facts": facts})
-            return Settled(claimed=delivery, state=State.PENDING, due_at=_wall() + OUR_FAULT_PAUSE)
+        except Exception as failure:  # noqa: BLE001  # a row that breaks us must not come back before its pause
+            at = _wall()
+            error = f"{type(failure).__name__} in this server"
+            result = Result(outcome=Outcome.INTERNAL, elapsed=timedelta(0), error=error)
+            counts = self._blamed(delivery, result, failure)
+            return judge(delivery, result, at, random.random(), counts=counts)  # noqa: S311  # jitter
+
+    def _blamed(self, delivery: Claimed, result: Result, failure: Exception | None = None) -> bool:
+        """Logs the first attempt to an endpoint that fails by our own fault, and the end of that. Returns whether it
+        has gone on for so long that the attempt counts."""
+        queue = delivery.queue
+        facts = {"project": queue.project_id, "endpoint": queue.endpoint_id, "delivery": delivery.id}
+        since = self._our_faults.get(queue)
+        if result.outcome is not Outcome.INTERNAL:
+            if since is not None:
+                del self._our_faults[queue]
+                line("delivery_recovered", **facts)
+            return True
+        if since is None:
+            since = self._our_faults[queue] = time.monotonic()
+            log.error(
+                "delivery_broken", extra={"facts": {**facts, "problem": result.error}}, exc_info=failure
+            )
+        return time.monotonic() - since > self._our_fault_limit.total_seconds()
 
     async def _send(self, delivery: Claimed) -> Settled:
         endpoint, body = delivery.endpoint, delivery.body
@@ -357,7 +420,8 @@ class Deliver(Loop):
         at = _wall()
         headers = webhooks.headers(self._secrets(endpoint), delivery.event_id, body, at)
         poster = self._live if delivery.livemode else self._test
-        result = await poster.post(endpoint.url, body, headers)
+        share = (delivery.root_project_id or delivery.queue.project_id, delivery.queue.project_id)
+        result = await poster.post(endpoint.url, body, headers, share=share)
         line(
             "delivery",
             project=delivery.queue.project_id,
@@ -372,7 +436,8 @@ class Deliver(Loop):
         )
         if result.outcome is Outcome.GONE:
             await self._disable(endpoint)
-        return judge(delivery, result, at, random.random())  # noqa: S311  # jitter
+        counts = self._blamed(delivery, result)
+        return judge(delivery, result, at, random.random(), counts=counts)  # noqa: S311  # jitter
 
     def _secrets(self, endpoint: Endpoint) -> list[str]:
         """Unsealed once for as long as they stay the same."""
@@ -418,8 +483,11 @@ class Deliver(Loop):
         await _within(FINISH_SECONDS, self._settling.drain())
 
 
-def judge(delivery: Claimed, result: Result, at: datetime, chance: float) -> Settled:
-    """What an attempt made `at` does to its delivery; `chance`, uniform in [0, 1), picks the jitter of the next one."""
+def judge(delivery: Claimed, result: Result, at: datetime, chance: float, *, counts: bool = False) -> Settled:
+    """What an attempt made `at` does to its delivery; `chance`, uniform in [0, 1), picks the jitter of the next one.
+
+    `counts` says whether an attempt counts that failed by our own fault.
+    """
     attempt = Attempt(
         outcome=result.outcome,
         status=result.status,
@@ -432,7 +500,7 @@ def judge(delivery: Claimed, result: Result, at: datetime, chance: float) -> Set
     match result.outcome:
         case Outcome.DELIVERED:
             return Settled(claimed=delivery, state=State.DELIVERED, attempt=attempt)
-        case Outcome.INTERNAL:
+        case Outcome.INTERNAL if not counts:
             return Settled(claimed=delivery, state=State.PENDING, due_at=at + OUR_FAULT_PAUSE)
         case Outcome.GONE:
             return Settled(claimed=delivery, state=State.HELD, attempt=attempt)
@@ -451,16 +519,29 @@ class Resume(Loop):
         self._database = database
         self._signals = signals
         self._every = every
+        self._pages: dict[Queue, outbox.Page] = {}
 
     async def turn(self) -> None:
-        queues = await self._database.run(lambda tx: outbox.queues_to_resume(tx, QUEUES_AT_ONCE))
-        for queue in queues:
-            while not self.stopping and await self._resume(queue) == RESUMED_AT_ONCE:
-                pass
+        walk = outbox.Walk()
+        while True:
+            for queue in await self._database.run(
+                lambda tx: outbox.queues_to_resume(tx, QUEUES_AT_ONCE, walk)
+            ):
+                page = self._pages.pop(queue, None) or outbox.Page()
+                while not self.stopping and await self._resume(queue, page) and page.after:
+                    pass
+                if page.after:
+                    self._pages[queue] = (
+                        page  # nothing here could be resumed: the next turn goes on behind it
+                    )
+            if self.stopping or not walk.under_way:
+                break
         await self.rest(self._every.total_seconds())
 
-    async def _resume(self, queue: Queue) -> int:
-        resumed = await self._database.run(lambda tx: outbox.resume(tx, queue, _wall(), RESUMED_AT_ONCE))
+    async def _resume(self, queue: Queue, page: outbox.Page) -> int:
+        resumed = await self._database.run(
+            lambda tx: outbox.resume(tx, queue, _wall(), RESUMED_AT_ONCE, page)
+        )
         if resumed:
             line("deliveries_resumed", project=queue.project_id, endpoint=queue.endpoint_id, count=resumed)
             self._signals.tell("due")

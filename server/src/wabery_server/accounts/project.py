@@ -186,9 +186,18 @@ def new_project(organization_id: str, draft: ProjectDraft, *, keyring: Keyring, 
     return NewProject(project, endpoint, None if project.livemode else new_sandbox_channel(project.id, at))
 
 
-async def create_project(tx: Tx, new: NewProject, *, keyring: Keyring, actor: str, at: datetime) -> None:
-    """Writes the project, its default endpoint and, for a test project, its sandbox channel. Safe to repeat."""
+async def create_project(
+    tx: Tx, new: NewProject, *, keyring: Keyring, actor: str, at: datetime, most: int | None = None
+) -> None:
+    """Writes the project, its default endpoint and, for a test project, its sandbox channel. Safe to repeat.
+
+    A project that a key creates belongs to the root of the key's own project: both share one part of the room for
+    deliveries. `most` limits the test projects of a root; None: no limit. Raises errors.TooManyProjects.
+    """
     project = new.project
+    root = await _root_of(tx, actor)
+    if most is not None and root is not None and not project.livemode:
+        await _check_test_projects(tx, project, root, most)
     inserted = await tx.row(
         sql.insert_project,
         project.id,
@@ -205,6 +214,7 @@ async def create_project(tx: Tx, new: NewProject, *, keyring: Keyring, actor: st
         project.on_reference_linked,
         project.references_per_contact,
         project.created_at,
+        root,
     )
     if inserted is None:
         return
@@ -221,6 +231,24 @@ async def create_project(tx: Tx, new: NewProject, *, keyring: Keyring, actor: st
     await insert_endpoint(tx, new.endpoint)
     if new.sandbox is not None:
         await create_channel(tx, new.sandbox, keyring=keyring, actor=actor, at=at)
+
+
+async def _root_of(tx: Tx, actor: str) -> str | None:
+    """The root of what this actor creates; None: the operator creates projects that are roots themselves."""
+    if not actor.startswith("key_"):
+        return None
+    row = await tx.row(sql.any_root_of_key, actor)
+    return row["root_project_id"] if row else actor
+
+
+async def _check_test_projects(tx: Tx, project: Project, root: str, most: int) -> None:
+    await tx.row(sql.lock_root, root)  # so that two that create at once count one after the other
+    row = await tx.row(sql.any_test_projects_of, root)
+    assert row is not None
+    if row["count"] >= most and project.id not in await projects(tx, [project.id]):
+        raise errors.TooManyProjects(
+            f"This key, together with the keys of the projects it created, has created {most} test projects."
+        )
 
 
 async def projects(tx: Tx, ids: Sequence[str]) -> dict[str, Project]:

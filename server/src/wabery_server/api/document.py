@@ -226,6 +226,7 @@ _MORE: Mapping[object, More] = {
     intents.stream: More(limited=True, media="text/event-stream", headers=("X-Accel-Buffering",)),
     intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
     intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
+    projects.create: More(refusals=(errors.TooManyProjects,)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
     api_keys.update: More(refusals=(errors.KeyRevoked,)),
     api_keys.rotate: More(refusals=(errors.KeyRevoked,), may_be_empty=True),

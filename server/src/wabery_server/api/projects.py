@@ -45,7 +45,7 @@ async def create(call: Call) -> Write:
             "A key of a test project cannot create live projects.",
             hint="Use a live key, or `wabery admin projects create --live` on the server.",
         )
-    at = call.service.clock.now()
+    at, most = call.service.clock.now(), call.service.settings.test_projects_per_key
     new = accounts.new_project(caller.project.organization_id, draft, keyring=keyring, at=at)
     first_key = KeyDraft(name="First key", scopes=sorted(caller.key.scopes), expires_at=caller.ends_at)
     first = accounts.new_key(new.project, first_key, at)
@@ -56,7 +56,7 @@ async def create(call: Call) -> Write:
     answer = call.answer(shown, object_ids=(new.project.id,))
 
     async def write(tx: Tx) -> Answer:
-        await accounts.create_project(tx, new, keyring=keyring, actor=caller.key.id, at=at)
+        await accounts.create_project(tx, new, keyring=keyring, actor=caller.key.id, at=at, most=most)
         await accounts.create_key(tx, first, actor=caller.key.id, at=at)
         return answer
 

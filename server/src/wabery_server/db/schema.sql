@@ -50,8 +50,11 @@ create table projects (
     on_identity_linked      text not null check (on_identity_linked in ('reject', 'replace', 'allow')),
     on_reference_linked     text not null check (on_reference_linked in ('replace', 'reject')),
     references_per_contact  integer not null check (references_per_contact between 1 and 1000),
-    created_at              timestamptz not null
+    created_at              timestamptz not null,
+    root_project_id         text collate "C"                -- the one whose keys created it, directly or not; null: none did
 );
+
+create index projects_by_root on projects (root_project_id, livemode) where root_project_id is not null;
 
 create table api_keys (
     id                text collate "C" primary key,
