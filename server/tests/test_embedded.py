@@ -575,6 +575,8 @@ LEFTOVERS: list[dict[str, object]] = [
     {PID_FILE: 1, SOCKET_LOCK: 1},
     {PID_FILE: US, SOCKET_LOCK: US},
     {PID_FILE: "", SOCKET_LOCK: STRANGER},
+    {PID_FILE: "", SOCKET_LOCK: ""},
+    {SOCKET_LOCK: "no number"},
     {PID_FILE: "no number"},
 ]
 

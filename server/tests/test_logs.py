@@ -1,6 +1,7 @@
 """What the log says, and what it never says: secrets, tokens, phone numbers, message texts."""
 
 import asyncio
+import errno
 import io
 import itertools
 import json
@@ -322,6 +323,31 @@ def test_the_whole_chain_of_an_error_is_told_in_its_order(log: Log) -> None:
         for what in ("KeyError: 'inner'", "ValueError: one", "ExceptionGroup: outer")
     ]
     assert places == sorted(places)
+
+
+def test_lines_that_cannot_be_written_are_lost_and_counted() -> None:
+    """A full disk must not fail the requests that log something."""
+
+    class Full(io.StringIO):
+        full = True
+
+        def flush(self) -> None:
+            if self.full:
+                raise OSError(errno.ENOSPC, "No space left on device")
+
+    stream = Full()
+    logs.configure("info", stream=stream)
+    for number in range(3):
+        logs.log.warning("lost", extra={"facts": {"number": number}})
+    stream.full = False
+    stream.truncate(0)
+
+    logs.log.warning("kept")
+    logs.log.warning("kept too")
+
+    events = [json.loads(line) for line in stream.getvalue().strip("\0").splitlines()]
+    assert [one["event"] for one in events] == ["kept", "log_lines_lost", "kept too"]
+    assert events[1]["lines"] == 3
 
 
 def test_an_unknown_level_is_refused() -> None:

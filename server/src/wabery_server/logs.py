@@ -50,6 +50,7 @@ class Sink(logging.Handler):
         self._stream = stream
         self._lines: list[str] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._lost = 0
         atexit.register(self.flush)
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -70,11 +71,19 @@ class Sink(logging.Handler):
                 self.flush()
 
     def flush(self) -> None:
+        """Lines that cannot be written, because the disk is full for example, are lost and counted: requests go on."""
         self._timer = None
         lines, self._lines = self._lines, []
+        if self._lost and lines:
+            lines.append(_json(datetime.now(UTC), "error", "log_lines_lost", {"lines": self._lost}))
         if lines:
-            self._stream.write("\n".join(lines) + "\n")
-            self._stream.flush()
+            try:
+                self._stream.write("\n".join(lines) + "\n")
+                self._stream.flush()
+            except OSError:
+                self._lost += len(lines) - bool(self._lost)
+            else:
+                self._lost = 0
 
 
 _GATHER_SECONDS = 0.1

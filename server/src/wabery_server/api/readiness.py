@@ -95,9 +95,9 @@ class Readiness:
         while cause is not None:
             state = getattr(cause, "sqlstate", None) or ""
             if state[:2] in _NO_ROOM and state != _TOO_MANY_CONNECTIONS:
-                if self._writes_fail is None:
-                    self._write_at = asyncio.get_running_loop().time() + _WRITE_AGAIN_SECONDS
-                    self._take_no_writes(state)
+                # Our small write may find room where requests do not: it is tried once they have stopped failing.
+                self._write_at = asyncio.get_running_loop().time() + _WRITE_AGAIN_SECONDS
+                self._take_no_writes(state)
                 self.problem = self._writes_fail
                 return
             cause = cause.__cause__

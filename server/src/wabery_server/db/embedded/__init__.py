@@ -378,7 +378,7 @@ class Embedded:
         if set(found.values()) == {None} or not _is_deserted(self._data):
             return {}
         pid, socket_pid = found.values()
-        if socket_pid is not None and socket_pid != pid:
+        if socket_pid is not None:
             (self._directory / "run" / left[1][1]).unlink()  # not data, and of no use once its server is gone
         if pid is None:
             return {}
