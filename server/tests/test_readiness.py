@@ -11,13 +11,18 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from world import App, Reply
+from world import ANA, INTENTS, App, Reply, serving, tenant
 
+from wabery_server import accounts
 from wabery_server.api.readiness import Readiness
-from wabery_server.clock import SystemClock
-from wabery_server.db import Source
+from wabery_server.clock import MovableClock, SystemClock
+from wabery_server.db import Database, Source
 from wabery_server.db.embedded import Embedded
 from wabery_server.db.migrate import migrate
+from wabery_server.db.signals import Signals
+from wabery_server.phone import payloads
+from wabery_server.secrets import Keyring
+from wabery_server.settings import Settings
 
 PATIENCE = 30  # seconds until a wait in a test counts as a failure
 SOON = 2.0
@@ -208,3 +213,50 @@ async def test_few_rows_are_enough_for_any_number_of_processes(source: Source) -
     await connection.close()
     assert 1 <= len(slots) <= 5
     assert all(0 <= row["slot"] < 64 for row in slots)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("returns", [True, False], ids=["that returns", "that stays away"])
+async def test_requests_wait_for_a_database(
+    own: tuple[Embedded, Source], settings: Settings, keyring: Keyring, clock: MovableClock, returns: bool
+) -> None:
+    """Until their deadline, and then they are 503; they go on soon after it is back."""
+    embedded, source = own
+    async with Database(source) as database, Signals(source) as signals:
+        await database.run(lambda tx: accounts.open_installation(tx, keyring, clock.now()))
+        async with serving(settings, database, keyring, clock, signals) as app:
+            acme = await tenant(app, "Acme")
+            intent = await app.mint(acme.secret_key)
+            body = payloads.meta_text(
+                phone_number_id=acme.channel.phone_number_id,
+                display_phone_number=acme.channel.display_phone_number,
+                waba_id=acme.channel.waba_id,
+                text=intent["token"],
+                sender=ANA,
+                message_id=payloads.new_message_id(),
+                at=clock.now(),
+            )
+            headers = payloads.sign(acme.app_secret.encode(), body)
+
+            os.kill(processes(embedded)[0], signal.SIGKILL)
+            await until(embedded.lost)
+            began = time.monotonic()
+            requests = [
+                asyncio.create_task(
+                    app.call("POST", INTENTS, acme.secret_key, json={"customer_reference": "a"})
+                ),
+                asyncio.create_task(app.call("POST", "/inbound/whatsapp", data=body, headers=headers)),
+            ]
+            if returns:
+                await until(lambda: time.monotonic() > began + 0.5)
+                for pause in embedded.reviving():
+                    await asyncio.sleep(pause)
+            replies = await asyncio.gather(*requests)
+            waited = time.monotonic() - began
+
+    if returns:
+        assert [reply.status for reply in replies] == [200, 200]
+    else:
+        assert [(reply.status, reply.body["error"]) for reply in replies] == [(503, "unavailable")] * 2
+        assert all(int(reply.headers["Retry-After"]) >= 1 for reply in replies)
+    assert waited < PATIENCE / 2
