@@ -31,6 +31,7 @@ _BLANK: Final = re.compile(rb"[\r\n]*")
 _BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _METHOD: Final = re.compile(rb"[A-Z-]{1,32}(?: |\Z)")
 _FRAMING: Final = frozenset({b"connection", b"content-length", b"expect", b"transfer-encoding"})
+_SMALL: Final = 4_096
 _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _ASGI: Final = {"version": "3.0", "spec_version": "2.4"}
 
@@ -240,12 +241,20 @@ class Connection(asyncio.BufferedProtocol):
             "client": self._client,
             "server": self._local,
         }
-        self._body = body
+        whole = b""
+        if isinstance(body, Length) and body.remaining <= len(self._buffer) - self._at:
+            # Most bodies come with their head, in one read.
+            whole, self._at = body.take(self._buffer, self._at)
+            body, expects = None, False
         if body is not None:
             self._body_since = self.server.loop.time()
-        elif keep and not self._switches:
-            self._parser = parser  # one that expects a body, or another protocol, is of no more use
-        self._exchange = exchange = Exchange(self, scope, keep=keep, expects=expects, more=body is not None)
+        elif keep and not self._switches and len(whole) < _SMALL:
+            if whole:
+                parser.feed_data(whole)  # it has no callback for bodies; this is cheaper than another parser
+            self._parser = parser
+        self._body = body
+        more = body is not None
+        self._exchange = exchange = Exchange(self, scope, whole, keep=keep, expects=expects, more=more)
         self.server.waits_no_more(self)
         if self._eof:
             exchange.half_closed()
@@ -334,7 +343,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._finish()
                 return False
         elif part:
-            # Most bodies come with their head, in one read; they are not worth the counting.
+            # Chunks that come with their head, in one read, are not worth the counting either.
             if not complete or exchange.counted:
                 exchange.counted = True
                 self.server.memory.grow(exchange, len(part))

@@ -37,9 +37,35 @@ _STATUS_LINES: Final = {status: _status_line(status) for status in range(100, 60
 class Exchange:
     """One request and its answer, as ASGI sees them."""
 
+    __slots__ = (
+        "_address",
+        "_answered",
+        "_chunked",
+        "_connection",
+        "_ended",
+        "_expects",
+        "_failure",
+        "_half_closed",
+        "_head_sent",
+        "_headers",
+        "_keep",
+        "_lost",
+        "_lost_body",
+        "_news",
+        "_owed",
+        "_parts",
+        "_status",
+        "ahead",
+        "counted",
+        "more",
+        "scope",
+        "task",
+    )
+
     def __init__(
-        self, connection: "Connection", scope: Scope, *, keep: bool, expects: bool, more: bool
+        self, connection: "Connection", scope: Scope, body: bytes, *, keep: bool, expects: bool, more: bool
     ) -> None:
+        """`body` is what has come of it together with the head."""
         self._connection = connection
         self.scope = scope
         self.task: asyncio.Task[None] | None = None
@@ -51,7 +77,7 @@ class Exchange:
         """Whether `Memory` counts this body."""
         self._keep = keep
         self._expects = expects
-        self._parts: list[bytes] = []
+        self._parts = [body] if body else []
         self._ended = False
         """Whether the application has the whole body."""
         self._failure: errors.WaberyError | None = None
@@ -97,6 +123,7 @@ class Exchange:
         finally:
             if not self._answered and not self._lost:
                 connection.abort()
+            connection.server.ended(self)
 
     # The request
 

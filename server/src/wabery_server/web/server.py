@@ -173,15 +173,13 @@ class Server:
 
     def start_exchange(self, exchange: Exchange) -> None:
         self._running.add(exchange)
-        exchange.task = self.loop.create_task(self._run(exchange))
+        exchange.task = self.loop.create_task(exchange.run())
 
-    async def _run(self, exchange: Exchange) -> None:
-        try:
-            await exchange.run()
-        finally:
-            self._running.discard(exchange)
-            if self.draining:
-                self._check_quiet()
+    def ended(self, exchange: Exchange) -> None:
+        """The application is done with this exchange."""
+        self._running.discard(exchange)
+        if self.draining:
+            self._check_quiet()
 
     def _check_quiet(self) -> None:
         if not self.connections and not self._running:
