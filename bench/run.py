@@ -689,7 +689,6 @@ def hardware() -> dict[str, object]:
     packages = (
         "wabery-server",
         "starlette",
-        "uvicorn",
         "uvloop",
         "httptools",
         "msgspec",

@@ -64,9 +64,10 @@ async def openapi(call: Call) -> Answer:
     """This document."""
     served = _encoded() if _encoded.cache_info().currsize else await asyncio.to_thread(_served)
     version = served.packed if takes_gzip(call.headers) else served.plain
+    headers = ((b"etag", version.tag), (b"vary", b"Accept-Encoding"))
     if not_modified(call.headers, version.tag):
-        return Answer(b"", 304, version.headers)
-    return Answer(version.body, 200, version.headers)
+        return Answer(b"", 304, headers)
+    return Answer(version.body, 200, (*headers, *version.encoding))
 
 
 _ONE_AT_A_TIME = threading.Lock()
@@ -77,7 +78,7 @@ class _Version(NamedTuple):
 
     body: bytes
     tag: bytes
-    headers: tuple[tuple[bytes, bytes], ...]
+    encoding: tuple[tuple[bytes, bytes], ...]
 
 
 class _Served(NamedTuple):
@@ -94,15 +95,9 @@ def _served() -> _Served:
 @functools.cache
 def _encoded() -> _Served:
     body = document().encode()
-    varies = (b"vary", b"Accept-Encoding")
-    plain, packed = etag(body), etag(b"gzip" + body)
+    packed = gzip.compress(body, 9, mtime=0)
     return _Served(
-        _Version(body, plain, ((b"etag", plain), varies)),
-        _Version(
-            gzip.compress(body, 9, mtime=0),
-            packed,
-            ((b"etag", packed), varies, (b"content-encoding", b"gzip")),
-        ),
+        _Version(body, etag(body), ()), _Version(packed, etag(packed), ((b"content-encoding", b"gzip"),))
     )
 
 
@@ -232,7 +227,7 @@ _MORE: Mapping[object, More] = {
     api_keys.rotate: More(refusals=(errors.KeyRevoked,), may_be_empty=True),
     channels.check: More(limited=True, reads=True),
     channels.create: More(refusals=(errors.NumberTaken,)),
-    openapi: More(tagged=True),
+    openapi: More(tagged=True, headers=("Vary", "Content-Encoding")),
     error_pages.show: More(media="text/markdown"),
     inbound.receive: More(
         refusals=(errors.InvalidSignature,),
@@ -313,6 +308,11 @@ _HEADERS: Mapping[str, tuple[Json, str]] = {
     "RateLimit": ({"type": "string"}, 'What is left of it: `"name";r=requests;t=seconds until it is whole`.'),
     "Retry-After": ({"type": "integer", "minimum": 1}, "Seconds until the next request is welcome."),
     "ETag": ({"type": "string"}, "Changes with the body; send it as `If-None-Match`."),
+    "Vary": ({"type": "string"}, "Request headers on which the answer depends."),
+    "Content-Encoding": (
+        {"type": "string", "enum": ["gzip"]},
+        "How the body is compressed; absent when it is not.",
+    ),
     "X-Accel-Buffering": ({"type": "string", "enum": ["no"]}, "Asks a proxy to pass on every part at once."),
     "X-Content-Type-Options": (
         {"type": "string", "enum": ["nosniff"]},
