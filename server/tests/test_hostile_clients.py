@@ -26,7 +26,9 @@ from wire import client, get, post, replies, said, serving
 from world import INTENTS, App, Tenant
 
 from wabery_server import metrics
+from wabery_server.api.service import Place, Watch
 from wabery_server.db import Source
+from wabery_server.db.signals import Signals
 from wabery_server.secrets import Keyring, Subkeys, generate
 
 pytestmark = pytest.mark.hostile
@@ -154,6 +156,35 @@ async def test_an_outage_is_one_line_in_the_log(caplog: pytest.LogCaptureFixture
 
 
 # Greedy clients
+
+
+async def test_waiting_requests_are_counted_for_their_address_their_key_and_the_process(
+    signals: Signals,
+) -> None:
+    def place(intent: int, address: str, key: str) -> Place:
+        return Place.of(f"reg_{intent}", address, key)
+
+    watch = Watch(signals, per_address=50, per_key=1_000, connections=80)
+    event = asyncio.Event()
+    assert (watch.per_address, watch.per_key, watch.total) == (10, 40, 60)
+
+    for number in range(40):
+        one = place(number, f"203.0.113.{number // 10}", "key_a")
+        assert watch.room(one)
+        watch.enter(one, event)
+    full_key = watch.room(place(99, "198.51.100.1", "key_a"))
+    for number in range(20):
+        one = place(number, f"2001:db8:0:{number // 10}::{number}", "key_b")
+        assert watch.room(one)
+        watch.enter(one, event)
+    full_process = watch.room(place(99, "198.51.100.1", "key_c"))
+    watch.leave(place(0, "203.0.113.0", "key_a"), event)
+
+    assert not full_key
+    assert not full_process
+    assert not watch.room(place(99, "2001:db8::ffff", "key_c")), "the household has ten"
+    assert watch.room(place(99, "198.51.100.1", "key_c"))
+    assert watch.room(place(99, "203.0.113.0", "key_a"))
 
 
 async def test_a_full_server_says_so_and_makes_room_for_who_speaks() -> None:

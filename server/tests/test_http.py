@@ -339,6 +339,28 @@ async def test_a_server_that_stops_answers_what_it_has_and_nothing_else(http: Ht
     assert [(one.status, one.get("connection")) for one in answers] == [(200, "close")]
 
 
+async def test_a_stream_that_ends_while_the_server_stops_ends_its_connection() -> None:
+    begun, release = asyncio.Event(), asyncio.Event()
+
+    async def stream(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": b"some", "more_body": True})
+        begun.set()
+        await release.wait()
+        await send({"type": "http.response.body", "body": b"more"})
+
+    async with serving(stream) as http, client(http.address) as reading:
+        await reading.send(get())
+        await begun.wait()
+        draining = asyncio.create_task(http.server.drain(seconds=10))
+        await asyncio.sleep(0)
+        release.set()
+        (answer,) = replies(await reading.rest())
+        await asyncio.wait_for(draining, 3)
+
+    assert answer.body == b"somemore"
+
+
 async def test_a_server_that_stops_does_not_wait_for_ever() -> None:
     begun, cancelled = asyncio.Event(), asyncio.Event()
 

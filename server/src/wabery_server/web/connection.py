@@ -419,7 +419,7 @@ class Connection(asyncio.BufferedProtocol):
             self.server.memory.leave(exchange)
         if self._closing:
             return
-        if not keep:
+        if not keep or self.server.draining:
             if self._body is not None:
                 UNREAD_BODY.add()
             self._finish()
