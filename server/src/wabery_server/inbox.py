@@ -23,6 +23,7 @@ from wabery_server.accounts import Channel, Project
 from wabery_server.clock import iso
 from wabery_server.contacts import Contact, Identity, Link, Met, Sender
 from wabery_server.db import Conflict, Tx, queries
+from wabery_server.db.verdicts import caused_by_data
 from wabery_server.intents import Arrival, Attempt, Redeemed
 from wabery_server.outbox import Event, EventType
 from wabery_server.secrets import Keyring
@@ -278,14 +279,10 @@ class Faults:
 
     def is_own(self, failure: Exception) -> bool:
         """Whether the message is at fault, and has to be stored as failed."""
-        if isinstance(failure, asyncpg.PostgresError):
-            return is_bad_data(failure)
-        if isinstance(failure, _NEVER_OWN):
+        if isinstance(failure, _NEVER_OWN) or not caused_by_data(failure):
             return False
-        if isinstance(failure, ValueError) and isinstance(failure, asyncpg.InterfaceError):
-            return True  # a value that the driver cannot encode
-        if isinstance(failure, asyncpg.InterfaceError):
-            return False
+        if isinstance(failure, asyncpg.PostgresError | asyncpg.InterfaceError):
+            return True
         self._in_a_row += 1
         return self._in_a_row <= self._most
 
@@ -301,12 +298,6 @@ class Faults:
 
 _QUIET_SECONDS = 60.0
 _NEVER_OWN: Final = (errors.WaberyError, OSError, MemoryError, ImportError, Conflict)
-_BAD_DATA: Final = ("22", "23")
-
-
-def is_bad_data(failure: asyncpg.PostgresError) -> bool:
-    """Whether PostgreSQL refused a value: SQLSTATE classes 22 (data exception) and 23 (integrity constraint violation)."""
-    return (failure.sqlstate or "")[:2] in _BAD_DATA
 
 
 def unread(message: Message, error: str, failure: Exception | None = None) -> Message:

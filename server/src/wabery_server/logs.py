@@ -9,7 +9,9 @@ import atexit
 import logging
 import re
 import sys
+import time
 import traceback
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import TextIO
 
@@ -98,6 +100,40 @@ def line(event: str, **facts: object) -> None:
         _sink.put(event, facts)
     else:
         log.info(event, extra={"facts": facts})
+
+
+class Outage:
+    """Logs a trouble once when it begins and once when it is over, not once for each request that it hits."""
+
+    def __init__(
+        self, event: str, *, quiet: float = 5.0, now: Callable[[], float] = time.monotonic, **facts: object
+    ) -> None:
+        self._event = event
+        self._facts = facts
+        self._quiet = quiet
+        self._now = now
+        self._began = 0.0
+        self._last = 0.0
+        self._hits = 0
+        self.on = False
+        """Whether it lasts: then a success is to be told to `over`."""
+
+    def hit(self, problem: str, **facts: object) -> None:
+        """`problem` is what failed, in a word or a code; it must not hold anything that people wrote."""
+        self._last = self._now()
+        self._hits += 1
+        if not self.on:
+            self.on = True
+            self._began, self._hits = self._last, 1
+            log.error(self._event, extra={"facts": {"problem": problem, **self._facts, **facts}})
+
+    def over(self) -> None:
+        """Something has succeeded. With nothing failed for some seconds the trouble is over."""
+        now = self._now()
+        if self.on and now - self._last >= self._quiet:
+            self.on = False
+            seconds = round(self._last - self._began, 1)
+            line(f"{self._event}_over", seconds=seconds, hits=self._hits, **self._facts)
 
 
 def configure(level: str, *, stream: TextIO | None = None) -> None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,11 @@ from wabery_server import accounts, logs, secrets
 from wabery_server.accounts import Directory
 from wabery_server.api.app import application, edge_refusals
 from wabery_server.api.routes import OPERATIONS
+from wabery_server.api.service import LANES as SERVICE_LANES
 from wabery_server.api.service import Service
 from wabery_server.clock import Clock, SystemClock
-from wabery_server.db import Database, Row, Source, embedded
+from wabery_server.db import OPERATOR, Database, Patience, Row, Source, embedded
+from wabery_server.db.aside import CONNECTIONS as ASIDE
 from wabery_server.db.embedded import Embedded, EmbeddedError, Folder, UntrustedFolder, default_directory
 from wabery_server.db.migrate import MigrationError, migrate, pending
 from wabery_server.db.signals import Signals
@@ -33,6 +36,7 @@ from wabery_server.secrets import BadSecret, Keyring, Subkeys
 from wabery_server.settings import Settings
 from wabery_server.web import BACKLOG, Server, raise_descriptor_limit
 from wabery_server.webhooks import Poster, policy
+from wabery_server.worker import LANES as WORKER_LANES
 from wabery_server.worker import Worker
 
 _WATCH_SECONDS = 0.2
@@ -162,10 +166,13 @@ def ground(settings: Settings, *, supervised: bool = False) -> Iterator[Ground]:
 
 
 @asynccontextmanager
-async def opened(made: Ground, *, clock: Clock | None = None, serving: bool = False) -> AsyncIterator[Opened]:
+async def opened(
+    made: Ground, *, clock: Clock | None = None, serving: bool = False, patience: Patience | None = None
+) -> AsyncIterator[Opened]:
     """The installation on that ground: an embedded database is migrated, another is only checked.
 
-    `serving`: the connections of all processes must fit what the database allows. Raises CannotStart.
+    `serving`: the connections of all processes must fit what the database allows. `patience`: for how long its
+    connections wait, where that is not as in a server. Raises CannotStart.
     """
     connection = await connected(made)
     try:
@@ -181,6 +188,8 @@ async def opened(made: Ground, *, clock: Clock | None = None, serving: bool = Fa
     finally:
         await connection.close()
     clock = clock or SystemClock()
+    if patience is not None:
+        made.source.patience = patience
     async with Database(made.source, pool_size=pool_size) as database:
         try:
             found = await database.run(lambda tx: accounts.open_installation(tx, made.keyring, clock.now()))
@@ -189,8 +198,9 @@ async def opened(made: Ground, *, clock: Clock | None = None, serving: bool = Fa
         yield Opened(database, found.keyring, clock, found.organization_id)
 
 
-_LANES = 16
-"""Connections of one process beside its pool and its read lanes, at most: hot writes, worker, signals, readiness."""
+_LANES = SERVICE_LANES + WORKER_LANES + ASIDE + 2
+"""Connections of one process beside its pool and its read lanes, at most: hot writes, worker, locked rows, signals,
+readiness."""
 _SPARE_CONNECTIONS = 14
 """Of the embedded server: for commands, another worker, psql."""
 _LEAST_SPARE_CONNECTIONS = 3
@@ -253,7 +263,7 @@ _ALLOWED = """
 async def connected(made: Ground) -> "asyncpg.Connection[Row]":
     """One connection of one's own. Raises CannotStart."""
     try:
-        return await made.source.connect()
+        return await replace(made.source, patience=OPERATOR).connect()
     except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as failure:
         raise CannotStart(f"The database cannot be reached: {failure}") from failure
 

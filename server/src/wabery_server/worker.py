@@ -16,8 +16,9 @@ from wabery_server import accounts, errors, idempotency, ids, intents, outbox, w
 from wabery_server.accounts import Endpoint
 from wabery_server.clock import Clock
 from wabery_server.db import Database, Tx, statistics
-from wabery_server.db.batcher import Batcher
+from wabery_server.db.batcher import Batcher, Locks
 from wabery_server.db.signals import Signals
+from wabery_server.db.verdicts import contended
 from wabery_server.logs import line, log
 from wabery_server.outbox import Attempt, Claimed, Queue, Settled, State
 from wabery_server.rooms import Room
@@ -28,6 +29,8 @@ from wabery_server.webhooks import Outcome, Poster, Result
 LEASE = timedelta(seconds=60)
 """How long a claimed delivery is ours. Half of it is for waiting, and the other half outlasts an attempt (15 s at most)
 and the settling of it (8 s)."""
+LANES = 2
+"""Connections for hot statements: one to claim, one to settle."""
 POLL_SECONDS = 1.0
 """How often to look for work without a hint."""
 SHARED, ALONE = 64, 256
@@ -214,6 +217,8 @@ class Deliver(Loop):
         self._settling: Batcher[Settled, bool] = Batcher(
             database,
             outbox.settle,
+            name="settle",
+            locks=lambda settled: Locks(settled.claimed.queue.project_id, (settled.claimed.id,)),
             group=(lambda settled: settled.claimed.queue.project_id) if settings.batch_per_project else None,
         )
         self._ring: OrderedDict[Queue, None] = OrderedDict()
@@ -455,7 +460,8 @@ class Deliver(Loop):
         due = await self._database.run(
             lambda tx: outbox.disable_endpoint(
                 tx, endpoint.project_id, endpoint.id, "gone", event_id=event_id, at=at
-            )
+            ),
+            owner=endpoint.project_id,
         )
         if its := self._lines.get(Queue(endpoint.project_id, endpoint.id)):
             self._empty(its)  # what is claimed anew is seen to be for a disabled endpoint
@@ -540,7 +546,7 @@ class Resume(Loop):
 
     async def _resume(self, queue: Queue, page: outbox.Page) -> int:
         resumed = await self._database.run(
-            lambda tx: outbox.resume(tx, queue, _wall(), RESUMED_AT_ONCE, page)
+            lambda tx: outbox.resume(tx, queue, _wall(), RESUMED_AT_ONCE, page), owner=queue.project_id
         )
         if resumed:
             line("deliveries_resumed", project=queue.project_id, endpoint=queue.endpoint_id, count=resumed)
@@ -578,7 +584,8 @@ class Sweep(Loop):
     async def _expire(self, now: datetime) -> None:
         async def expire(project_id: str) -> int:
             ended = await self._database.run(
-                lambda tx: intents.expire_due(tx, project_id, now, self._grace, SWEPT_AT_ONCE)
+                lambda tx: intents.expire_due(tx, project_id, now, self._grace, SWEPT_AT_ONCE),
+                owner=project_id,
             )
             self._announce(ended)
             return len(ended)
@@ -592,7 +599,9 @@ class Sweep(Loop):
 
     async def _prune(self, now: datetime) -> None:
         async def prune(project_id: str) -> int:
-            return await self._database.run(lambda tx: idempotency.prune(tx, project_id, now, SWEPT_AT_ONCE))
+            return await self._database.run(
+                lambda tx: idempotency.prune(tx, project_id, now, SWEPT_AT_ONCE), owner=project_id
+            )
 
         await self._each(lambda tx: idempotency.projects_with_expired(tx, now, PROJECTS_AT_ONCE), prune)
 
@@ -605,10 +614,10 @@ class Sweep(Loop):
             try:
                 while not self.stopping and await sweep(project_id) == SWEPT_AT_ONCE:
                     pass
-            except errors.Unavailable:
-                raise
-            except Exception as failure:  # noqa: BLE001  # raised below
-                failures.append(failure)
+            except Exception as failure:  # raised below
+                if isinstance(failure, errors.Unavailable) and not contended(failure):
+                    raise
+                failures.append(failure)  # also one whose rows are locked
         if failures:
             raise ExceptionGroup("projects", failures)
 

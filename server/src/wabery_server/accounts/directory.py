@@ -277,7 +277,7 @@ def _together(
         found = await read(tx, keys)
         return [found.get(key) for key in keys]
 
-    return Batcher(database, flush, lanes=[lane], bare=lambda _keys: True).submit
+    return Batcher(database, flush, lanes=[lane], bare=lambda _keys: True, name="look up").submit
 
 
 class _Entry(NamedTuple, Generic[V]):

@@ -13,7 +13,7 @@ async def listed(call: Call) -> Answer:
     """The project's keys, newest first, the revoked ones too."""
     page = call.page(list_name="api_keys")
     project_id = call.caller.project.id
-    found = await call.service.database.run(
+    found = await call.run(
         lambda tx: accounts.list_keys(tx, project_id, limit=page.limit + 1, before=page.before)
     )
     return call.list_answer("api_keys", [(key.id, key.public()) for key in found], page)
@@ -38,7 +38,7 @@ async def create(call: Call) -> Write:
 async def get(call: Call) -> Answer:
     """One key, without its value unless it is publishable."""
     key_id = call.params["id"]
-    key = await call.service.database.run(lambda tx: accounts.find_key(tx, call.caller.project.id, key_id))
+    key = await call.run(lambda tx: accounts.find_key(tx, call.caller.project.id, key_id))
     return call.answer(key.public(), object_ids=(key_id,))
 
 

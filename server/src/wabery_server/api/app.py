@@ -311,7 +311,7 @@ async def _run(operation: Operation, call: Call) -> Answer:
     key = call.idempotency_key()
     if key is None:
         write: Write = await operation.handler(call)  # type: ignore[assignment]  # likewise
-        answer = await call.service.database.run(write)
+        answer = await call.run(write)
         return call.committed(answer)
     # Equal keys take turns here, so that the second finds the first one's answer instead of waiting in the database.
     async with call.service.same_key.turn(key.identity):
@@ -332,7 +332,7 @@ async def _run_once(operation: Operation, call: Call, key: Key) -> Answer:
     async def before(tx: Tx) -> Stored | None:
         return await idempotency.answered(tx, key, keyring=service.keyring, at=service.clock.now())
 
-    if (stored := await service.database.run(before)) is not None:
+    if (stored := await call.run(before)) is not None:
         return call.replayed(stored)
     write: Write = await operation.handler(call)  # type: ignore[assignment]  # as in `_run`
 
@@ -350,11 +350,11 @@ async def _run_once(operation: Operation, call: Call, key: Key) -> Answer:
         return answer
 
     try:
-        answer = await service.database.run(once)
+        answer = await call.run(once)
     except errors.Unavailable:
         raise
     except errors.WaberyError:
-        if (stored := await service.database.run(before)) is not None:
+        if (stored := await call.run(before)) is not None:
             return call.replayed(stored)
         raise
     return answer if replayed else call.committed(answer)

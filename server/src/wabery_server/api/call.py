@@ -149,6 +149,10 @@ class Call:
                 raise errors.InvalidRequest(f"The query has more than {MAX_PARAMETERS} parameters.") from None
         return self._query
 
+    async def run(self, work: Callable[[Tx], Awaitable[T]]) -> T:
+        """Runs `work` in a transaction, on the share of the connections that the caller's project has."""
+        return await self.service.database.run(work, owner=self.caller.project.id)
+
     def after_commit(self, tell: Callable[[], None]) -> None:
         """Runs `tell` when the transaction of this write has been committed."""
         self.after.append(tell)

@@ -27,7 +27,7 @@ async def listed(call: Call) -> Answer:
     """The project's channels, newest first."""
     page = call.page(list_name="channels")
     project_id = call.caller.project.id
-    found = await call.service.database.run(
+    found = await call.run(
         lambda tx: accounts.list_channels(tx, project_id, limit=page.limit + 1, before=page.before)
     )
     return call.list_answer("channels", [(channel.id, channel.public()) for channel in found], page)
@@ -112,7 +112,7 @@ async def _found(call: Call) -> tuple[Channel, Credentials]:
         channel = await accounts.find_channel(tx, call.caller.project.id, call.params["id"])
         return channel, await accounts.unseal_credentials(tx, channel, keyring=call.service.keyring)
 
-    return await call.service.database.run(read)
+    return await call.run(read)
 
 
 def _shown(call: Call, channel: Channel, credentials: Credentials) -> Answer:

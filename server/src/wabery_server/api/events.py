@@ -55,7 +55,7 @@ async def listed(call: Call) -> Answer:
         created_before=call.moment("created_before"),
     )
     project_id = call.caller.project.id
-    found = await call.service.database.run(
+    found = await call.run(
         lambda tx: outbox.listed(tx, project_id, which, before=page.before, limit=page.limit + 1)
     )
     whole = call.caller.has(Scope.CONTACTS_IDENTITY)
@@ -68,7 +68,7 @@ async def get(call: Call) -> Answer:
     found = None
     if ids.looks_like("evt", event_id):
         project_id = call.caller.project.id
-        found = await call.service.database.run(lambda tx: outbox.find(tx, project_id, event_id))
+        found = await call.run(lambda tx: outbox.find(tx, project_id, event_id))
     if found is None:
         raise errors.NotFound("There is no such event.", param="id")
     return call.answer(_public(found, call.caller.has(Scope.CONTACTS_IDENTITY)))

@@ -253,7 +253,8 @@ async def _stored(call: Call, item: Inbound) -> Received:
     problem = type(failure).__name__
     try:
         return await service.database.run(
-            lambda tx: inbox.store_failed(tx, item, problem, keyring=service.keyring)
+            lambda tx: inbox.store_failed(tx, item, problem, keyring=service.keyring),
+            owner=item.channel.project_id,
         )
     except errors.Unavailable:
         raise

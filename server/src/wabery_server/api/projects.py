@@ -31,7 +31,7 @@ class FoundedProject(PublicProject):
 async def listed(call: Call) -> Answer:
     """The project of the key, as the only one of the list, without its webhook settings."""
     page = call.page(list_name="projects")
-    project = await call.service.database.run(lambda tx: accounts.find_project(tx, call.caller.project.id))
+    project = await call.run(lambda tx: accounts.find_project(tx, call.caller.project.id))
     return call.list_answer("projects", [(project.id, project.public())], page)
 
 
@@ -73,7 +73,7 @@ async def get(call: Call) -> Answer:
         keyring = call.service.keyring if call.caller.has(Scope.PROJECTS_WRITE) else None
         return project.public(endpoint, reveal_with=keyring)
 
-    return call.answer(await call.service.database.run(read), object_ids=(project_id,))
+    return call.answer(await call.run(read), object_ids=(project_id,))
 
 
 async def update(call: Call) -> Write:

@@ -63,7 +63,7 @@ async def create(call: Call) -> Answer:
         if others:
             call.limit(*others)
             others = []
-        before = await service.database.run(
+        before = await call.run(
             lambda tx: idempotency.answered(tx, key, keyring=service.keyring, at=service.clock.now())
         )
         if before is not None:
@@ -220,7 +220,7 @@ async def listed(call: Call) -> Answer:
         people = {(project_id, intent.contact_id) for intent in found if intent.contact_id}
         return found, await contacts.known(tx, people) if people else {}
 
-    found, people = await call.service.database.run(read)
+    found, people = await call.run(read)
     whole = call.caller.has(Scope.CONTACTS_IDENTITY)
     rows: list[tuple[str, object]] = []
     for intent in found:
@@ -342,7 +342,7 @@ async def _shown_to(call: Call, intent: Intent, view: View, include: frozenset[s
     # Of a registration that was rejected, the app may know who had tried; a page may not.
     open_to_view = intent.status == Status.JOINED if view is View.HOLDER else view is not View.ANONYMOUS
     if contact_id is not None and open_to_view:
-        contact = await service.database.run(lambda tx: contacts.find(tx, intent.project_id, contact_id))
+        contact = await call.run(lambda tx: contacts.find(tx, intent.project_id, contact_id))
     secrets: Shown | None = None
     if view in (View.HOLDER, View.OWNER):
         secrets = await _secrets(call, intent)

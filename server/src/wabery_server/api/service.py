@@ -14,7 +14,7 @@ from wabery_server.api.drawing import Drawer
 from wabery_server.api.readiness import Readiness
 from wabery_server.clock import Clock
 from wabery_server.db import DEADLINE, Database, Tx
-from wabery_server.db.batcher import Batcher
+from wabery_server.db.batcher import Batcher, Locks
 from wabery_server.db.signals import Signals
 from wabery_server.inbox import Faults, Inbound, Outcome, Received
 from wabery_server.intents import Intent, Mint, Minted
@@ -38,6 +38,19 @@ _TOO_MANY_WAIT = {
         ("process", "in this process"),
     )
 }
+
+
+LANES = 4
+"""Connections for hot statements: one for mints, two for messages, one for the directory; `read_lanes` come on top."""
+INBOUND_DEADLINE = timedelta(seconds=5)
+"""How long a provider's request waits for the database; then it is 503, and the provider sends it again."""
+
+
+def _locks_of_mint(mint: Mint) -> Locks:
+    """Its reference may be full of intents to be superseded, and its Idempotency-Key in use."""
+    intent = mint.intent
+    rows: tuple[Hashable, ...] = ((intent.customer_reference, intent.reference_trust),)
+    return Locks(intent.project_id, (*rows, mint.key.identity) if mint.key else rows)
 
 
 class Service:
@@ -71,12 +84,15 @@ class Service:
         self.minting: Batcher[Mint, Minted] = Batcher(
             database,
             self._mint,
+            name="mint",
             bare=intents.plain,
+            locks=_locks_of_mint,
             group=(lambda mint: mint.intent.project_id) if grouped else None,
         )
         self.reading: Batcher[tuple[str, str], Intent | None] = Batcher(
             database,
             intents.find,
+            name="read",
             lanes=settings.read_lanes,
             bare=lambda _wanted: True,
             group=(lambda wanted: wanted[0]) if grouped else None,
@@ -84,7 +100,10 @@ class Service:
         self.receiving: Batcher[Inbound, Received] = Batcher(
             database,
             self._receive,
+            name="receive",
+            locks=lambda item: Locks(item.channel.project_id, tuple(item.keys())),
             keys=Inbound.keys,
+            deadline=INBOUND_DEADLINE,
             lanes=2,
             group=(lambda item: item.channel.project_id) if grouped else None,
         )

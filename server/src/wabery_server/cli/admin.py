@@ -591,9 +591,10 @@ def audit(*, project: str, limit: Limit = _DEFAULT_LIMIT, json: Json = False) ->
 def _operate(body: "Callable[[Opened], Awaitable[None]]") -> None:
     """Runs `body` on the opened installation; what goes wrong ends the command with one line and an exit code."""
     from wabery_server import errors, main
+    from wabery_server.db import OPERATOR
 
     async def opened(ground: main.Ground) -> None:
-        async with main.opened(ground) as installation:
+        async with main.opened(ground, patience=OPERATOR) as installation:
             await body(installation)
 
     try:

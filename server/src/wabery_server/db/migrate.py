@@ -58,6 +58,7 @@ async def migrate(connection: "asyncpg.Connection[Row]", *, from_schema: bool = 
     Raises MigrationError; what came before the step that failed stays applied.
     """
     await connection.execute("set lock_timeout = '30s'")
+    await connection.execute("set statement_timeout = 0")
     try:
         await connection.execute("select pg_advisory_lock($1)", _TURN, timeout=60)
     except asyncpg.LockNotAvailableError as failure:

@@ -164,12 +164,13 @@ limit $3
 for update of i skip locked;
 
 -- name: pending_of_key
+-- One that is locked is ended by a later sweep, or by `judge` when its token is used.
 select {columns}
 from registration_intents i
 where i.project_id = $1 and i.status = 'PENDING' and i.api_key_id = $2
 order by i.id
 limit $3
-for update of i;
+for update of i skip locked;
 
 -- name: pending_of_channel
 select {columns}
@@ -177,7 +178,7 @@ from registration_intents i
 where i.project_id = $1 and i.status = 'PENDING' and i.channel_id = $2
 order by i.id
 limit $3
-for update of i;
+for update of i skip locked;
 
 -- name: any_ended_with_pending
 -- Off the hot path: keys and channels that ended since $1 and still have pending intents.
