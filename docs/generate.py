@@ -10,18 +10,19 @@ import sys
 import tomllib
 from collections.abc import Callable, Iterator
 from dataclasses import fields
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from inspect import getdoc
 from pathlib import Path
 from typing import get_args, get_type_hints
 
 import clients
+import msgspec
 from markdown import MADE, as_json, fence, oneline, table
 
 from wabery.cli._exit import code_of
 from wabery.errors import APIError, EndpointNotAvailableError, error_class
-from wabery_server import errors, webhooks
+from wabery_server import errors, inbox, webhooks, whatsapp
 from wabery_server.accounts import Scope
 from wabery_server.api import document, error_pages, examples
 from wabery_server.api.app import VERSION
@@ -205,11 +206,66 @@ def _events() -> Iterator[str]:
         yield f"## `{event.value}`"
         yield ""
         yield about[event.name]
+        if event is EventType.MESSAGE_RECEIVED:
+            yield ""
+            yield "[Message types](message-types.md) shows it for every type."
         if event in OPT_IN:
             yield ""
             yield "No call sets an endpoint's list of events yet, so nobody receives it so far."
         yield ""
         yield from as_json(examples.delivery(event))
+
+
+def _message_types() -> Iterator[str]:
+    """`message.received` for a corpus of our own bodies, made by the code that makes the event."""
+    yield "# Message types"
+    yield ""
+    yield MADE.format(source="server/tests/recorded/meta and inbox.py")
+    yield ""
+    yield "What `message.received` says of each type of WhatsApp message. `type` is WhatsApp's own word; new ones may appear at any"
+    yield "time and arrive like the others, with `content`. `text` is the first text that the person wrote or pressed. `content` is"
+    yield "WhatsApp's own object for the type, tokens redacted; null when it takes more than 64 KiB (`content_truncated`)."
+    yield "The fields of the person and of the link are the same for every type: see [events](events.md#messagereceived)."
+    yield ""
+    yield "Reactions, deleted messages, group messages, echoes of the business's own messages, statuses and chat history are no"
+    yield "events. Neither are edits, which are stored, and registration attempts, which join or appear in the intent's events."
+    for title, name in _MESSAGE_TYPES.items():
+        body = (RECORDED / f"{name}.json").read_bytes().replace(_TOKEN, b"my order")
+        ((message,),) = [change.messages for change in whatsapp.PROVIDERS["meta"].parse(body, _SENT).changes]
+        about = inbox.told(message, inbox.keep(message))
+        yield ""
+        yield f"## {title}"
+        yield ""
+        yield from as_json(msgspec.json.decode(msgspec.json.encode(about)))
+
+
+RECORDED = Path(__file__).parent.parent / "server/tests/recorded/meta"
+_TOKEN = b"wjr_7k3mq9xt2fhz4vbn8rcp5d6gja"
+_SENT = datetime(2026, 11, 22, 12, tzinfo=UTC)
+_MESSAGE_TYPES = {
+    "Text": "text_in_many_scripts",
+    "Text that answers a message": "text_reply",
+    "Forwarded text": "text_forwarded",
+    "Text after an ad": "text_from_ad",
+    "Text while Meta's Business Agent holds the conversation": "standby",
+    "Image": "image_with_caption",
+    "Video": "video_with_caption",
+    "Document": "document_with_caption",
+    "Voice message": "audio",
+    "Sticker": "sticker",
+    "Location": "location",
+    "Contact cards": "contacts",
+    "Order": "order",
+    "Button of a template": "button",
+    "Reply button": "interactive_button_reply",
+    "Row of a list": "interactive_list_reply",
+    "Form (flow)": "interactive_form_reply",
+    "Answer to a call permission request": "interactive_call_permission_reply",
+    "Chat opened": "request_welcome",
+    "Content withheld by WhatsApp": "unsupported_131060",
+    "Type that WhatsApp does not support": "unsupported_131051_edit",
+    "Type that this version does not know": "unknown_type",
+}
 
 
 def _settings() -> Iterator[str]:
@@ -279,6 +335,7 @@ _PAGES: dict[str, Callable[[], Iterator[str]]] = {
     "errors.md": _errors,
     **{f"errors/{code}.md": partial(_error, code) for code in error_pages.codes()},
     "events.md": _events,
+    "message-types.md": _message_types,
     "settings.md": _settings,
     "cli.md": clients.cli,
     "sdks.md": clients.sdks,

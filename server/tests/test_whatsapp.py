@@ -99,6 +99,7 @@ EXPECTED: dict[str, Message | str] = {
     "interactive_without_object": message(
         27, "interactive", kind=Kind.UNREADABLE, error="its content is missing"
     ),
+    "interactive_call_permission_reply": message(46, "interactive"),
     "reaction": Ignored.REACTION,
     "edit_text": message(31, "edit", f"Hi again! {TOKEN}", is_edit=True),
     "edit_caption": message(32, "edit", "another caption", is_edit=True),

@@ -107,6 +107,27 @@ def test_events_are_told_apart_by_class(name: str, kind: type[Event]) -> None:
     assert (event.event, event.id, event.sent_at) == (name, None, None)
 
 
+def test_a_message_has_its_parts_as_objects_and_its_content_untouched() -> None:
+    payload = {
+        "reply": {"id": "slot-3", "title": "Morning", "payload": None, "response": None},
+        "media": None,
+        "context": {"message_id": "wamid.1"},
+        "content": {"type": "list_reply", "sent_at": "not a time"},
+        "referral": {"source_id": "1", "created_at": "2026"},
+    }
+    body, headers = sign_for_test({"event": "message.received", "payload": payload}, SECRET)
+
+    message = unwrap(body, headers, SECRET)
+
+    assert isinstance(message, MessageReceived)
+    assert message.payload.reply is not None
+    assert (message.payload.reply.id, message.payload.reply.payload) == ("slot-3", None)
+    assert message.payload.media is None
+    assert message.payload.context is not None
+    assert message.payload.context.message_id == "wamid.1"
+    assert (message.payload.content, message.payload.referral) == (payload["content"], payload["referral"])
+
+
 def test_an_intents_event_holds_the_intent() -> None:
     intent = {"id": "reg_1", "status": "REJECTED", "created_at": "2026-06-27T00:00:00.000Z"}
     payload = {"registration_intent": intent, "attempt": {"code": "rejected", "message_id": "msg_1"}}

@@ -50,6 +50,9 @@ export function events(event: WebhookEvent): string | null {
       return event.payload.customer_reference;
     case "message.received":
       equal<typeof event.payload.from, string | null>(true);
+      equal<NonNullable<typeof event.payload.reply>["payload"], string | null>(true);
+      equal<NonNullable<typeof event.payload.media>["voice"], boolean | null>(true);
+      equal<typeof event.payload.content, unknown>(true);
       return event.payload.text;
     case "registration_intent.rejected":
       return event.payload.registration_intent.rejection_reason ?? null;

@@ -151,7 +151,7 @@ class Inbound(Struct):
             channel = self.channel
             self.sender = Sender(channel.project_id, channel.id, channel.identity_scopes, identity)
             self.readable = self.message.kind == Kind.MESSAGE
-        self.kept = _kept(self.message)
+        self.kept = keep(self.message)
 
     @property
     def moment(self) -> datetime:
@@ -489,7 +489,6 @@ async def _pass_on(
 
 def _received(item: Inbound, message_id: str, met: Met, link: Link | None, before: _Before | None) -> Event:
     """`message.received`; of several links it names the newest."""
-    message, kept = item.message, item.kept
     reference = link.customer_reference if link else None
     return Event(
         id=ids.new("evt", item.moment),
@@ -498,30 +497,37 @@ def _received(item: Inbound, message_id: str, met: Met, link: Link | None, befor
         payload={
             **met.contact.person(met.conversation_id, item.channel.id),
             "agent_id": None,
-            "text": kept.text,
             "message_id": message_id,
             "contact_reference": reference,
             "customer_reference": reference,
             "metadata": link.metadata if link else None,
-            "type": message.type,
-            "sent_at": iso(message.sent_at),
-            "provider_message_id": message.provider_message_id,
             "reference_trust": link.reference_trust if link else None,
             "registration_intent_id": link.registration_intent_id if link else None,
-            "forwarded": message.forwarded,
-            "handled_by": message.handled_by,
-            "reply": kept.reply,
-            "media": message.media,
-            "context": {"message_id": message.context_id} if message.context_id else None,
-            "referral": _json(kept.referral),
-            "content": _json(kept.content),
-            "content_truncated": kept.truncated,
+            **told(item.message, item.kept),
             "replaces_event_id": before.event_id if before else None,
         },
         contact_id=met.contact.id,
         registration_intent_id=None,
         created_at=item.moment,
     )
+
+
+def told(message: Message, kept: Kept) -> dict[str, object]:
+    """What `message.received` says of the message itself; parts that it does not have are None."""
+    return {
+        "text": kept.text,
+        "type": message.type,
+        "sent_at": iso(message.sent_at),
+        "provider_message_id": message.provider_message_id,
+        "forwarded": message.forwarded,
+        "handled_by": message.handled_by,
+        "reply": kept.reply,
+        "media": message.media,
+        "context": {"message_id": message.context_id} if message.context_id else None,
+        "referral": _json(kept.referral),
+        "content": _json(kept.content),
+        "content_truncated": kept.truncated,
+    }
 
 
 def _json(text: str | None) -> Raw | None:
@@ -542,7 +548,7 @@ def _columns(
 ) -> tuple[object, ...]:
     """A row as `insert` and `replace` take it. `matched`: tokens of ours, which are redacted also without a prefix."""
     message = item.message
-    kept = _kept(message, matched) if any(token in item.found.bare for token in matched) else item.kept
+    kept = keep(message, matched) if any(token in item.found.bare for token in matched) else item.kept
     placeholder = message.kind is Kind.UNREADABLE
     return (
         item.channel.project_id,
@@ -574,7 +580,7 @@ def _columns(
 # What is kept
 
 
-def _kept(message: Message, matched: Sequence[str] = ()) -> Kept:
+def keep(message: Message, matched: Sequence[str] = ()) -> Kept:
     """Redacts what a person wrote, wherever it stands; `tokens.find` looks at the beginning of a text, this at all of it."""
     redacted = {text: tokens.redact(text, matched) for text in message.texts}
     reply = message.reply
