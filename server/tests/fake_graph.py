@@ -10,6 +10,8 @@ TOKEN = "EAAJBsecretZAaccessZCtoken0123456789"
 APP_ID = "138483919580948"
 NUMBER_ID = "106540352242922"
 WABA_ID = "102290129340398"
+APP_SECRET = "0123456789abcdef0123456789abcdef"
+FIELDS = ["messages", "standby", "messaging_handovers"]
 PUBLIC_URL = "https://wabery.example.com"
 
 Answer = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -55,6 +57,15 @@ class FakeGraph:
         self.numbers = [NUMBER_ID]
         self.page = 100
         self.subscribed = [APP_ID]
+        self.subscriptions: list[dict[str, Any]] = [
+            {"object": "page", "active": True, "fields": [{"name": "feed"}]},
+            {
+                "object": "whatsapp_business_account",
+                "active": True,
+                "callback_url": f"{PUBLIC_URL}/inbound/whatsapp",
+                "fields": [{"name": name, "version": "v26.0"} for name in FIELDS],
+            },
+        ]
         self.answers: dict[str, Answer] = {}
         """By the path after the version, and for a number with its first field; instead of the healthy answer."""
 
@@ -75,7 +86,8 @@ class FakeGraph:
         version, _, path = request.path.lstrip("/").partition("/")
         field = request.query.get("fields", "").partition(",")[0]
         question = f"{path}?{field}" if path == NUMBER_ID else path
-        if version != "v26.0" or request.headers.get("Authorization") != f"Bearer {TOKEN}":
+        token = f"{APP_ID}|{APP_SECRET}" if path == f"{APP_ID}/subscriptions" else TOKEN
+        if version != "v26.0" or request.headers.get("Authorization") != f"Bearer {token}":
             return web.json_response({"error": {"code": 190}}, status=401)
         if question in self.answers:
             return await self.answers[question](request)
@@ -89,6 +101,8 @@ class FakeGraph:
         if path == f"{WABA_ID}/subscribed_apps":
             apps = [{"whatsapp_business_api_data": {"id": app, "name": "Wabery"}} for app in self.subscribed]
             return web.json_response({"data": apps})
+        if path == f"{APP_ID}/subscriptions":
+            return web.json_response({"data": self.subscriptions})
         return web.json_response({"error": {"code": 100, "error_subcode": 33}}, status=400)
 
     def _numbers(self, start: int) -> dict[str, Any]:

@@ -9,7 +9,18 @@ from datetime import UTC, datetime, timedelta
 import msgspec
 import pytest
 from aiohttp import ClientTimeout, web
-from fake_graph import APP_ID, NUMBER_ID, PUBLIC_URL, TOKEN, WABA_ID, FakeGraph, answering, fake_graph
+from fake_graph import (
+    APP_ID,
+    APP_SECRET,
+    FIELDS,
+    NUMBER_ID,
+    PUBLIC_URL,
+    TOKEN,
+    WABA_ID,
+    FakeGraph,
+    answering,
+    fake_graph,
+)
 from world import App, Reply, Tenant
 
 from wabery_server import accounts
@@ -102,15 +113,18 @@ async def test_the_access_token_goes_to_meta_alone_and_into_no_url(
     with caplog.at_level(logging.DEBUG):
         reply = await checked(app, acme)
 
-    assert len(meta.asked) == 7
+    assert len(meta.asked) == 8
     for asked in meta.asked:
         assert TOKEN not in asked.url
-        assert asked.headers["Authorization"] == f"Bearer {TOKEN}"
+        assert APP_SECRET not in asked.url
+        token = f"{APP_ID}|{APP_SECRET}" if "subscriptions" in asked.url else TOKEN
+        assert asked.headers["Authorization"] == f"Bearer {token}"
     assert [asked.form for asked in meta.asked if TOKEN in str(asked.form)] == [
         {"method": "get", "input_token": TOKEN}
     ]
     assert TOKEN.encode() not in reply.raw
     assert TOKEN not in caplog.text
+    assert APP_SECRET not in reply.raw.decode() + caplog.text
 
 
 async def test_a_check_asks_only_and_changes_nothing_at_meta(
@@ -169,6 +183,15 @@ async def test_a_channel_is_checked_only_so_often(
 
 def at_number(**values: object) -> Callable[[FakeGraph], None]:
     return lambda meta: meta.number.update(values)
+
+
+def subscribes(fields: list[str], *, active: bool = True) -> Callable[[FakeGraph], None]:
+    """The app receives these webhook fields."""
+
+    def change(meta: FakeGraph) -> None:
+        meta.subscriptions[1] |= {"active": active, "fields": [{"name": name} for name in fields]}
+
+    return change
 
 
 def at_token(**values: object) -> Callable[[FakeGraph], None]:
@@ -231,6 +254,13 @@ BLOCKED = {
             "this server",
         ),
         (lambda meta: meta.numbers.clear(), CheckName.ACCOUNT, "failed", NUMBER_ID),
+        (subscribes(FIELDS), CheckName.FIELDS, "ok", "messages, standby and messaging_handovers"),
+        (subscribes(FIELDS[:2]), CheckName.FIELDS, "warning", "not subscribed to messaging_handovers:"),
+        (subscribes(FIELDS[:1]), CheckName.FIELDS, "warning", "standby and messaging_handovers"),
+        (subscribes(FIELDS[1:]), CheckName.FIELDS, "failed", "messages"),
+        (subscribes(FIELDS, active=False), CheckName.FIELDS, "failed", APP_ID),
+        (lambda meta: meta.subscriptions.clear(), CheckName.FIELDS, "failed", APP_ID),
+        (lambda meta: meta.refuse(f"{APP_ID}/subscriptions", 190), CheckName.FIELDS, "warning", "app secret"),
         (lambda meta: meta.subscribed.clear(), CheckName.SUBSCRIPTION, "failed", "No message will"),
         (lambda meta: meta.subscribed.__setitem__(0, "999"), CheckName.SUBSCRIPTION, "failed", APP_ID),
         (at_token(scopes=["whatsapp_business_messaging"]), CheckName.ACCESS_TOKEN, "failed", "management"),
@@ -305,6 +335,18 @@ async def test_a_token_that_tells_nothing_of_itself_leaves_the_app_unknown(
     assert states(findings, "warning") == [CheckName.ACCESS_TOKEN, CheckName.SUBSCRIPTION]
     assert "does not tell" in findings[CheckName.SUBSCRIPTION].found
     assert states(findings, "ok") == [CheckName.GRAPH_VERSION, *AFTER_TOKEN[:-1]]
+
+
+@pytest.mark.parametrize("app_id", [None, "../me", ""])
+async def test_without_the_apps_id_its_fields_are_not_asked_for(
+    number: NewChannel, settings: Settings, meta: FakeGraph, app_id: str | None
+) -> None:
+    meta.token["app_id"] = app_id
+
+    findings = await found(number, settings)
+
+    assert findings[CheckName.FIELDS].state == "skipped"
+    assert not [asked for asked in meta.asked if "subscriptions" in asked.url]
 
 
 async def test_an_unknown_app_without_any_subscription_is_certain_to_be_missing(

@@ -3,14 +3,15 @@
 import json
 import shutil
 import ssl
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import aiohttp
 
-from wabery_server import accounts, contacts, errors, main, whatsapp
+from wabery_server import accounts, contacts, errors, inbox, main, whatsapp
 from wabery_server.accounts import Channel, Project
 from wabery_server.cli import FAILED, load
 from wabery_server.cli import run as run_loop
@@ -103,6 +104,8 @@ async def _in_database(ground: main.Ground) -> list[Check]:
         )
         for project in projects:
             checks += await _project(installation, project, ground.settings)
+        checks += await _dropped(installation)
+        checks += await _failed(installation)
     checks.append(await _public_url(ground.settings))
     return checks
 
@@ -124,6 +127,51 @@ async def _secret_versions(tx: Tx, installation: Opened) -> list[Check]:
             todo = "Remove it from WABERY_SECRET_KEY_OLD once every server has the current secret."
             checks.append(Check(name, "ok", "nothing needs it", todo))
     return checks
+
+
+_DROPPED_SINCE = timedelta(days=7)
+_DROPPED: Mapping[str, tuple[str, str]] = {
+    "unknown_number": (
+        "Meta sends webhooks for phone_number_id {id}, which no channel has",
+        "Compare the phone_number_id of your channels with WhatsApp > API Setup in Meta's dashboard.",
+    ),
+    "other_secret": (
+        "webhooks for phone_number_id {id} are signed with another app's secret than its channel has",
+        "Set the channel's app_secrets to those of the app that sends for this number.",
+    ),
+    "no_number": (
+        "Meta sends webhooks of messages that name no number",
+        "Look at the `foreign_change` lines in the server's log.",
+    ),
+}
+
+
+async def _dropped(installation: Opened) -> list[Check]:
+    """Signed webhook changes that no channel could receive in the last days."""
+    since = installation.clock.now() - _DROPPED_SINCE
+    found = await installation.database.run(lambda tx: accounts.any_unroutable(tx, since=since, limit=20))
+    checks = []
+    for one in found:
+        what, todo = _DROPPED.get(one.reason, _DROPPED["no_number"])
+        when = f"{one.changes} changes were dropped, the last at {one.last_at:%Y-%m-%d %H:%M} UTC"
+        checks.append(Check("webhooks", "warning", f"{what.format(id=one.phone_number_id)}: {when}", todo))
+    return checks
+
+
+async def _failed(installation: Opened) -> list[Check]:
+    """Messages that wait for a retry."""
+    found = await installation.database.run(lambda tx: inbox.any_failed(tx, limit=1000))
+    if not found:
+        return []
+    count = "1000 or more" if len(found) == 1000 else str(len(found))
+    return [
+        Check(
+            "failed messages",
+            "warning",
+            f"{count} messages could not be handled, the last at {found[0].received_at:%Y-%m-%d %H:%M} UTC",
+            "See `wabery admin messages list --failed`; update Wabery, then run `wabery admin messages retry --all`.",
+        )
+    ]
 
 
 def _version(major: int) -> Check:

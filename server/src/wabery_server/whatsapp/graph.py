@@ -85,8 +85,14 @@ class Graph:
 
     def __init__(self, web: aiohttp.ClientSession, base_url: str, version: str, access_token: str) -> None:
         self._web = web
+        self._base_url = base_url
+        self._version = version
         self._root = f"{base_url.rstrip('/')}/{version}/"
         self._token = access_token
+
+    def acting(self, access_token: str) -> "Graph":
+        """The same API with another access token."""
+        return Graph(self._web, self._base_url, self._version, access_token)
 
     async def get(self, path: str, kind: type[T], **parameters: str) -> T:
         """Raises GraphError."""

@@ -28,6 +28,8 @@ SOON: Final = timedelta(days=90)
 TOKEN_SOON: Final = timedelta(days=14)
 NEEDED: Final = ("whatsapp_business_management", "whatsapp_business_messaging")
 """Permissions of the access token: to look at the account, and to write."""
+AGENT_FIELDS: Final = ("standby", "messaging_handovers")
+"""Webhook fields beside `messages`, for numbers on which Meta's Business Agent may answer."""
 MAX_PAGES: Final = 20
 """Of a hundred numbers each."""
 GROUP_SECONDS: Final = 6
@@ -35,7 +37,7 @@ GROUP_SECONDS: Final = 6
 
 _NUMBER = (CheckName.NUMBER, CheckName.DISPLAY_NUMBER, CheckName.QUALITY)
 _SURROUNDINGS = (CheckName.BUSINESS_APP, CheckName.HEALTH, CheckName.WEBHOOK_URL)
-_AFTER_TOKEN = (*_NUMBER, *_SURROUNDINGS, CheckName.ACCOUNT, CheckName.SUBSCRIPTION)
+_AFTER_TOKEN = (*_NUMBER, *_SURROUNDINGS, CheckName.ACCOUNT, CheckName.FIELDS, CheckName.SUBSCRIPTION)
 _GOES_ON: Final = frozenset({Trouble.PERMISSION, Trouble.QUESTION})
 """Troubles with one question that leave hope for the others."""
 
@@ -129,6 +131,20 @@ class _Subscriptions(Struct):
     data: list[_Subscribed] = []
 
 
+class _Field(Struct):
+    name: str = ""
+
+
+class _AppSubscription(Struct):
+    object: str = ""
+    active: bool = False
+    fields: list[_Field] = []
+
+
+class _AppSubscriptions(Struct):
+    data: list[_AppSubscription] = []
+
+
 async def check(
     channel: Channel, credentials: Credentials, settings: Settings, at: datetime
 ) -> list[Finding]:
@@ -154,10 +170,12 @@ async def check(
         ]
     async with aiohttp.ClientSession() as web:
         graph = Graph(web, settings.graph_url, settings.graph_version, credentials.access_token)
-        return [version, *await _ask_all(graph, channel, settings.public_url, at)]
+        return [version, *await _ask_all(graph, channel, credentials, settings.public_url, at)]
 
 
-async def _ask_all(graph: Graph, channel: Channel, public_url: str | None, at: datetime) -> list[Finding]:
+async def _ask_all(
+    graph: Graph, channel: Channel, credentials: Credentials, public_url: str | None, at: datetime
+) -> list[Finding]:
     app_id: str | None = None
     try:
         token = (await graph.debug_token(_Token)).data
@@ -174,6 +192,7 @@ async def _ask_all(graph: Graph, channel: Channel, public_url: str | None, at: d
         _asked(_NUMBER, _about_number(graph, channel)),
         _asked(_SURROUNDINGS, _about_surroundings(graph, channel, public_url)),
         _asked((CheckName.ACCOUNT,), _about_account(graph, channel)),
+        _asked((CheckName.FIELDS,), _about_fields(graph, app_id, credentials.app_secrets[0])),
         _asked((CheckName.SUBSCRIPTION,), _about_subscription(graph, channel, app_id)),
     )
     return [first, *(finding for group in groups for finding in group)]
@@ -393,6 +412,52 @@ async def _about_account(graph: Graph, channel: Channel) -> list[Finding]:
             "Compare both ids with Meta's dashboard; delete the channel and create it with the right ones.",
         )
     ]
+
+
+async def _about_fields(graph: Graph, app_id: str | None, app_secret: str) -> list[Finding]:
+    """Asks as the app itself, since no other token may see its webhook fields."""
+    name = CheckName.FIELDS
+    if app_id is None or not app_id.isdigit():
+        return [Finding(name, "skipped", "The access token does not name its app.", None)]
+    try:
+        page = await graph.acting(f"{app_id}|{app_secret}").get(f"{app_id}/subscriptions", _AppSubscriptions)
+    except GraphError as failure:
+        if failure.trouble is not Trouble.TOKEN:
+            raise
+        return [
+            Finding(
+                name,
+                "warning",
+                f"Meta does not accept this channel's app secret for the token's app {app_id}.",
+                "Compare it with App settings > Basic; a webhook that is signed with another secret is rejected.",
+            )
+        ]
+    fields = {
+        field.name
+        for one in page.data
+        if one.active and one.object == "whatsapp_business_account"
+        for field in one.fields
+    }
+    if "messages" not in fields:
+        return [
+            Finding(
+                name,
+                "failed",
+                f"No message will arrive: the app {app_id} is not subscribed to the webhook field messages.",
+                f"Subscribe to messages, {' and '.join(AGENT_FIELDS)} under WhatsApp > Configuration.",
+            )
+        ]
+    if missing := [field for field in AGENT_FIELDS if field not in fields]:
+        return [
+            Finding(
+                name,
+                "warning",
+                f"The app is not subscribed to {' and '.join(missing)}: while Meta's Business Agent holds a conversation,"
+                " its messages, registrations included, arrive there alone.",
+                f"Subscribe to {' and '.join(missing)} under WhatsApp > Configuration, if the agent may be on.",
+            )
+        ]
+    return [Finding(name, "ok", f"The app receives messages, {' and '.join(AGENT_FIELDS)}.", None)]
 
 
 async def _about_subscription(graph: Graph, channel: Channel, app_id: str | None) -> list[Finding]:

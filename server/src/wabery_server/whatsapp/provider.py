@@ -114,6 +114,8 @@ class CheckName(enum.StrEnum):
     """Whether the number's messages are sent to this server."""
     ACCOUNT = "account"
     """Whether the WhatsApp Business account holds the number."""
+    FIELDS = "fields"
+    """Whether the app receives the webhook fields that bring messages, also while Meta's Business Agent answers."""
     SUBSCRIPTION = "subscription"
     """Whether the app is subscribed to the account's messages: where it is not, none arrive, and nothing else tells."""
 
