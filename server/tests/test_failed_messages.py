@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,15 @@ import meta_bodies
 import pytest
 from meta_bodies import Json
 from test_admin import Terminal
-from world import ANA, BEN, App, Reply, Tenant
+from world import ANA, BEN, App, Reply, Tenant, serving
 
 from wabery_server import contacts, errors, intents, tokens
 from wabery_server.accounts import find_organization
 from wabery_server.cli import messages as failures
 from wabery_server.clock import MovableClock, iso
 from wabery_server.contacts import Identity
-from wabery_server.db import Conflict, Row, Source, Tx
+from wabery_server.db import Conflict, Database, Row, Source, Tx
+from wabery_server.db.signals import Signals
 from wabery_server.inbox import Faults
 from wabery_server.main import Opened
 from wabery_server.phone import payloads
@@ -432,6 +435,21 @@ async def test_content_that_comes_eight_times_at_once_replaces_the_placeholder_o
     assert [event["payload"]["text"] for event in await app.events(acme.project.id)] == [None, "Hello"]
 
 
+async def test_content_that_fails_stays_behind_its_placeholder_until_it_is_retried(
+    app: App, acme: Tenant
+) -> None:
+    await app.deliver(acme, withheld(app, acme, "wamid.1"))
+    await fail_once(app, acme, saying(app, acme, "Hello", message_id="wamid.1"))
+    again = await app.deliver(acme, withheld(app, acme, "wamid.1"))
+
+    assert again == {"duplicate": 1}
+    assert await retried(app) == ["passed_on"]
+    first, second = [event["payload"] for event in await app.events(acme.project.id)]
+    assert (second["text"], second["replaces_event_id"]) == ("Hello", first["event_id"])
+    assert second["message_id"] == first["message_id"]
+    assert len(await rows(app, "select 1 from messages")) == 1
+
+
 @pytest.mark.parametrize("first", ["Hello", None])
 async def test_an_erased_message_does_not_come_back(app: App, acme: Tenant, first: str | None) -> None:
     content = saying(app, acme, "Hello", message_id="wamid.1")
@@ -450,7 +468,22 @@ async def test_an_erased_message_does_not_come_back(app: App, acme: Tenant, firs
 # Redeliveries
 
 
-async def test_redelivered_messages_are_no_errors_in_the_log_of_postgresql(app: App, acme: Tenant) -> None:
+@asynccontextmanager
+async def another(app: App, source: Source) -> AsyncIterator[App]:
+    """A second server on the same database."""
+    service = app.service
+    assert isinstance(service.clock, MovableClock)
+    async with (
+        Database(source) as database,
+        Signals(source) as signals,
+        serving(service.settings, database, service.keyring, service.clock, signals) as other,
+    ):
+        yield other
+
+
+async def test_redelivered_messages_are_no_errors_in_the_log_of_postgresql(
+    app: App, acme: Tenant, source: Source
+) -> None:
     intent = await app.mint(acme.secret_key)
     now = app.service.clock.now()
     said: list[Json] = [meta_bodies.text(Identity(bsuid=f"US.{n}"), now, f"number {n}") for n in range(48)]
@@ -465,8 +498,12 @@ async def test_redelivered_messages_are_no_errors_in_the_log_of_postgresql(app: 
         await app.deliver(acme, meta_bodies.envelope(meta_bodies.change(acme.channel, one))) for one in said
     ]
     at_once = await asyncio.gather(*[app.deliver(acme, body) for _ in range(4)])
+    stranger = saying(app, acme, "Hello", Identity(bsuid="US.99", phone="12125550199"))
+    async with another(app, source) as other:
+        first = await asyncio.gather(*[one.deliver(acme, stranger) for one in [app, other] * 4])
 
     assert again == {"duplicate": 50}
     assert one_by_one == [{"duplicate": 1}] * 50
     assert at_once == [{"duplicate": 50}] * 4
+    assert sorted(map(str, first)) == ["{'duplicate': 1}"] * 7 + ["{'passed_on': 1}"]
     assert b"ERROR" not in log.read_bytes()[before:]

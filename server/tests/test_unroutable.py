@@ -11,6 +11,7 @@ from test_admin import Terminal
 from world import ANA, App, Reply, Tenant
 
 from wabery_server.accounts import UnroutableChanges
+from wabery_server.accounts.unroutable import DROPPED
 from wabery_server.db import Row, Source
 from wabery_server.phone import payloads
 
@@ -48,6 +49,8 @@ def _told(caplog: pytest.LogCaptureFixture) -> None:
 async def test_a_mistyped_number_is_logged_once_counted_and_stored(
     app: App, acme: Tenant, caplog: pytest.LogCaptureFixture
 ) -> None:
+    before = DROPPED.value
+
     replies = [await post(app, acme, change(app, acme, MISTYPED)) for _ in range(20)]
 
     assert {(reply.status, str(reply.body)) for reply in replies} == {
@@ -55,7 +58,7 @@ async def test_a_mistyped_number_is_logged_once_counted_and_stored(
     }
     (line,) = logged(caplog, "foreign_change")
     assert (line["phone_number_id"], line["reason"], line["count"]) == (MISTYPED, "unknown_number", 1)
-    assert app.service.unroutable.dropped == 20
+    assert DROPPED.value - before == 20
     (row,) = await rows(app, "select * from unroutable_changes")
     assert (row["provider"], row["phone_number_id"], row["reason"]) == ("meta", MISTYPED, "unknown_number")
 
@@ -139,7 +142,38 @@ async def test_a_flood_of_numbers_costs_a_bounded_number_of_lines_and_rows(
     assert reply.body == {"received": {"foreign_change": 300}}
     assert len(logged(caplog, "foreign_change")) == 100
     assert len(await rows(app, "select 1 from unroutable_changes")) == 100
-    assert app.service.unroutable.dropped == 300
+
+
+async def test_a_body_of_made_up_numbers_and_fields_costs_a_bounded_amount(
+    app: App, acme: Tenant, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[str] = []
+    number = app.service.directory.number
+
+    async def counting(provider: str, phone_number_id: str) -> Any:
+        looked_up.append(phone_number_id)
+        return await number(provider, phone_number_id)
+
+    monkeypatch.setattr(app.service.directory, "number", counting)
+    strangers = [
+        {"field": "messages", "value": {"metadata": {"phone_number_id": str(n)}}} for n in range(3000)
+    ]
+    longest: Json = {"field": "messages", "value": {"metadata": {"phone_number_id": "9" * 100_000}}}
+    fields: list[Json] = [{"field": f"field_{n}", "value": {}} for n in range(3000)]
+    hello = change(app, acme, acme.channel.phone_number_id)
+
+    reply = await post(app, acme, hello, longest, *strangers, *fields)
+
+    counts = reply.body["received"]
+    assert (counts.pop("passed_on"), counts.pop("foreign_change"), counts.pop("other_field")) == (
+        1,
+        3001,
+        2900,
+    )
+    assert counts == {f"field_{n}": 1 for n in range(100)}
+    assert len(looked_up) <= 1000
+    assert len(caplog.records) < 400
+    assert max(len(str(getattr(record, "facts", ""))) for record in caplog.records) < 1000
 
 
 async def test_a_note_that_cannot_be_written_fails_no_body(app: App, acme: Tenant) -> None:
@@ -166,10 +200,10 @@ async def test_what_came_in_between_is_noted_next_time(app: App, caplog: pytest.
         await noting.note("meta", changes, request_id="req_1", at=app.service.clock.now())
 
     assert [(line["phone_number_id"], line["count"]) for line in logged(caplog, "foreign_change")] == [
-        ("1", 5), ("2", 1), ("1", 9),
+        ("1", 5), ("2", 1), ("1", 9), ("3", 2),
     ]  # fmt: skip
     assert [(row["phone_number_id"], row["changes"]) for row in await rows(app, "select * from unroutable_changes order by 2")] == [
-        ("1", 14), ("2", 1),
+        ("1", 14), ("2", 1), ("3", 2),
     ]  # fmt: skip
 
 

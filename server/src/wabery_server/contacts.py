@@ -283,7 +283,7 @@ class _Changes:
         marks = [(c.project_id, c.id, c.merged_into, c.duplicate_of) for c in self.marked.values()]
         await tx.rows_each(sql.mark, marks)
         await tx.rows_each(sql.supersede_identifier, self.superseded)
-        await tx.rows_each(sql.insert_identifier, self.first)
+        await _insert_all(tx, sql.insert_identifier, self.first)
         await tx.rows_each(sql.regain_identifier, self.added)
         await tx.rows_each(sql.move_conversations, self.moved)
 
@@ -446,10 +446,16 @@ async def link(tx: Tx, links: Sequence[Link]) -> None:
         )
         for new in sorted(links, key=lambda new: (new.project_id, new.customer_reference))
     ]
-    try:
-        await tx.rows_each(sql.insert_link, rows)
-    except Taken as late:
-        raise Conflict("a reference was linked meanwhile") from late
+    await _insert_all(tx, sql.insert_link, rows)
+
+
+async def _insert_all(tx: Tx, statement: str, rows: Sequence[tuple[object, ...]]) -> None:
+    """Inserts rows that no other transaction may have written meanwhile. Raises Conflict when one has.
+
+    Such a race is an expected outcome: the statement leaves that row out, and PostgreSQL logs no error.
+    """
+    if await tx.count_each(statement, rows) != len(rows):
+        raise Conflict("another transaction wrote one of these rows first")
 
 
 async def refresh(tx: Tx, links: Sequence[Link]) -> None:
@@ -566,7 +572,7 @@ async def _converse(tx: Tx, senders: Sequence[Sender], met: Sequence[Met], at: d
             conversation = known[pair] = ids.new("conv", at)
             opened.append((pair[0], conversation, pair[2], pair[1], at))
         one.conversation_id = conversation
-    await tx.rows_each(sql.insert_conversation, opened)
+    await _insert_all(tx, sql.insert_conversation, opened)
 
 
 def _columns(contact: Contact, at: datetime) -> tuple[object, ...]:

@@ -61,9 +61,10 @@ where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and 
   and i.superseded_at is null;
 
 -- name: insert_identifier, hot
--- Of a contact just made. One that another contact holds by now is a unique violation: run again.
+-- Of a contact just made. Fewer rows than were given: another contact holds one of them by now.
 insert into identifiers (project_id, contact_id, kind, scope, value, created_at)
-values ($1, $2, $3, $4, $5, $6);
+values ($1, $2, $3, $4, $5, $6)
+on conflict do nothing;
 
 -- name: regain_identifier, hot
 -- Of a contact that may have had it before.
@@ -91,8 +92,10 @@ cross join lateral (
     order by v.id desc limit 1) v;
 
 -- name: insert_conversation, hot
+-- Fewer rows than were given: another process has opened one meanwhile.
 insert into conversations (project_id, id, channel_id, contact_id, created_at)
-values ($1, $2, $3, $4, $5);
+values ($1, $2, $3, $4, $5)
+on conflict do nothing;
 
 -- name: move_conversations, hot
 -- Of a merged contact, on the channels where the other has none. Both are locked.
@@ -124,7 +127,8 @@ cross join lateral (
 -- name: insert_link, hot
 insert into links (project_id, id, contact_id, customer_reference, registration_intent_id, reference_trust, metadata,
     created_at)
-values ($1, $2, $3, $4, $5, $6, $7, $8);
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict do nothing;
 
 -- name: refresh_link, hot
 update links l

@@ -135,7 +135,7 @@ class Inbound(Struct):
     received_at: datetime
     """When it first arrived. Expiry is judged by this moment, also when a failed message is retried."""
     at: datetime | None = None
-    """The moment of its effects; None: `received_at`."""
+    """The moment of its effects, when a failed message is retried; None: `received_at`."""
     sender_limited: bool = False
     """Whether the sender has sent too many unknown tokens."""
     sender: Sender | None = None
@@ -203,8 +203,10 @@ class _Before(NamedTuple):
     event_id: str | None
     """The `message.received` that announced the placeholder."""
 
-    def yields_to(self, message: Message) -> bool:
-        return self.placeholder and (self.failed or message.kind == Kind.MESSAGE)
+    def yields_to(self, item: Inbound) -> bool:
+        """Whether this arrival brings what is missing: content, or the retry of what is kept sealed."""
+        is_retry = self.failed and item.at is not None
+        return self.placeholder and (item.message.kind == Kind.MESSAGE or is_retry)
 
 
 async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list[Received]:
@@ -219,7 +221,7 @@ async def receive(tx: Tx, items: Sequence[Inbound], *, grace: timedelta) -> list
     """
     before = await _received_before(tx, items) if tx.again else {}
     replaced = {n: old for n, item in enumerate(items) if (old := before.get(_place(item))) is not None}
-    fresh = [n for n, item in enumerate(items) if n not in replaced or replaced[n].yields_to(item.message)]
+    fresh = [n for n, item in enumerate(items) if n not in replaced or replaced[n].yields_to(item)]
     projects = {item.project.id: item.project for item in items}
     readable = [n for n in fresh if items[n].readable]
     openings = await intents.lock(tx, [(items[n].channel.project_id, items[n].found) for n in readable])
@@ -328,7 +330,11 @@ async def store_failed(tx: Tx, item: Inbound, error: str, *, keyring: Keyring) -
         (),
     )
     if await tx.count_each(sql.insert, [row]) == 0:
-        return Received(Outcome.DUPLICATE)
+        before = (await _received_before(tx, [item])).get(_place(item))
+        if before is None or before.failed or not before.yields_to(item):
+            return Received(Outcome.DUPLICATE)
+        name = before.id  # a placeholder, whose content has now come and cannot be handled
+        await tx.run(sql.note_error, item.channel.project_id, name, error)
     subkeys = keyring.current
     sealed = subkeys.seal(item.message.original(), _purpose(name))
     await tx.run(sql.insert_failed, item.channel.project_id, name, sealed, subkeys.version, item.received_at)

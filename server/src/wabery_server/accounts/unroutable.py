@@ -11,11 +11,12 @@ from datetime import datetime, timedelta
 import asyncpg
 from msgspec import Struct
 
-from wabery_server import errors, logs
+from wabery_server import errors, logs, metrics
 from wabery_server.db import Database, Tx, queries
 
 sql = queries.beside(__file__)
 
+DROPPED = metrics.counter("inbound_changes_dropped", "Signed webhook changes that no channel could receive.")
 _MOST_STORED = 1000
 _KEPT = timedelta(days=30)
 
@@ -57,8 +58,6 @@ class UnroutableChanges:
         self._now = now
         self._noted: dict[tuple[str, str, str], tuple[float, int]] = {}
         """When a provider's number and reason was noted, and how many changes came since; the oldest first."""
-        self.dropped = 0
-        """Changes dropped since the process started."""
 
     async def note(
         self, provider: str, changes: Mapping[tuple[str, str], int], *, request_id: str, at: datetime
@@ -66,7 +65,7 @@ class UnroutableChanges:
         """`changes`: how many, by phone_number_id and reason. Never fails: what cannot be written is logged."""
         now = self._now()
         for (phone_number_id, reason), count in changes.items():
-            self.dropped += count
+            DROPPED.add(count)
             key = (provider, phone_number_id, reason)
             noted_at, waiting = self._noted.get(key, (now - self._every, 0))
             if now - noted_at < self._every:

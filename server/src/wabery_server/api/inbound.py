@@ -11,7 +11,7 @@ from datetime import datetime
 
 import msgspec
 
-from wabery_server import errors, inbox, logs, tokens
+from wabery_server import errors, inbox, logs, metrics, tokens
 from wabery_server.accounts import Number
 from wabery_server.api.call import Answer, Call
 from wabery_server.inbox import Inbound, Message, Received
@@ -30,6 +30,12 @@ _SLICE = 128
 """Messages of one body that are handed to the database together. A body of thousands takes turns with other clients'."""
 
 _CREDENTIALS = "The stored credentials of a channel that this body names cannot be opened."
+
+_MOST_NUMBERS = 1000
+"""Numbers that are looked up for one body; Meta batches a thousand updates."""
+_MOST_REASONS = 100
+"""Different things in one body that are counted and not kept, each a line in the log."""
+FAILED = metrics.counter("inbound_messages_failed", "Messages stored as failed, to be retried.")
 
 _encode = msgspec.json.Encoder().encode
 _BAD_TOKENS = frozenset({Attempt.UNKNOWN_TOKEN, Attempt.SENDER_RATE_LIMITED})
@@ -65,6 +71,7 @@ async def receive(call: Call) -> Answer:
     ignored: defaultdict[tuple[str | None, str], int] = defaultdict(int)
     unroutable: defaultdict[tuple[str, str], int] = defaultdict(int)
     unopened = 0
+    sealed = 0
     for change in parsed.changes:
         number = await _number_of(call, change, numbers)
         if number is not None and not number.app_secrets:
@@ -80,10 +87,14 @@ async def receive(call: Call) -> Answer:
         elif change.phone_number_id is None and not change.about_number:
             channel_id = None
         else:
-            unroutable[change.phone_number_id or "", _why(number, change)] += 1
+            if number is not None and not number.app_secrets:
+                sealed += 1
+            else:
+                unroutable[change.phone_number_id or "", _why(number, change)] += 1
             continue
         for reason, count in change.ignored.items():
-            ignored[channel_id, reason] += count
+            full = len(ignored) >= _MOST_REASONS and (channel_id, reason) not in ignored
+            ignored[channel_id, Ignored.OTHER_FIELD if full else reason] += count
     for (channel_id, reason), count in ignored.items():
         counts[reason] += count
         logs.line("inbound", request_id=call.request_id, channel_id=channel_id, outcome=reason, count=count)
@@ -108,7 +119,7 @@ async def _parsed(body: bytes, received_at: datetime) -> Parsed:
 # Whose change it is
 
 
-async def _signer(call: Call) -> tuple[bytes, dict[str, Number]]:
+async def _signer(call: Call) -> tuple[bytes, dict[str, Number | None]]:
     """The app secret that signed the body, and the numbers of ours that it names.
 
     Raises errors.InvalidSignature, and errors.Unavailable when the credentials of a number cannot be opened.
@@ -121,18 +132,19 @@ async def _signer(call: Call) -> tuple[bytes, dict[str, Number]]:
     signatures = call.headers.all(SIGNATURE)
     if not provider.signed(signatures):
         raise errors.InvalidSignature
-    numbers: dict[str, Number] = {}
-    for phone_number_id in provider.phone_number_ids(body):
-        if (number := await directory.number(_META, phone_number_id)) is not None:
-            numbers[phone_number_id] = number
-    named = list(dict.fromkeys([secret for number in numbers.values() for secret in number.app_secrets]))
+    numbers = {
+        phone_number_id: await directory.number(_META, phone_number_id)
+        for phone_number_id in provider.phone_number_ids(body)
+    }
+    ours = [number for number in numbers.values() if number is not None]
+    named = list(dict.fromkeys([secret for number in ours for secret in number.app_secrets]))
     match = await _match(call, signatures, named)
     if match is None:
         affordable = min(_MOST_TRIES, max(1, _HASH_BUDGET // max(len(body), 1)))
         others = await directory.app_secrets(affordable)
         match = await _match(call, signatures, [secret for secret in others if secret not in named])
     if match is None:
-        if any(not number.app_secrets for number in numbers.values()):
+        if any(not number.app_secrets for number in ours):
             raise errors.Unavailable(_CREDENTIALS, retry_after=60)
         raise errors.InvalidSignature
     return match, numbers
@@ -149,12 +161,14 @@ async def _match(call: Call, signatures: Sequence[bytes], secrets: Sequence[byte
     return None if index is None else secrets[index]
 
 
-async def _number_of(call: Call, change: Change, numbers: dict[str, Number]) -> Number | None:
+async def _number_of(call: Call, change: Change, numbers: dict[str, Number | None]) -> Number | None:
     """Not every number has been looked up yet: a body may name more than are looked at before it is verified."""
     name = change.phone_number_id
     if name is None:
         return None
-    return numbers.get(name) or await call.service.directory.number(_META, name)
+    if name not in numbers and len(numbers) < _MOST_NUMBERS:
+        numbers[name] = await call.service.directory.number(_META, name)
+    return numbers.get(name)
 
 
 def _is_echo(message: Message, change: Change, number: Number) -> bool:
@@ -251,6 +265,7 @@ async def _stored(call: Call, item: Inbound) -> Received:
         raise errors.Unavailable(retry_after=1) from failure
     logs.log.error("inbound_failed", exc_info=failure, extra={"facts": facts})
     problem = type(failure).__name__
+    FAILED.add()
     try:
         return await service.database.run(
             lambda tx: inbox.store_failed(tx, item, problem, keyring=service.keyring),

@@ -52,6 +52,7 @@ MAX_HINTS: Final = 16
 MAX_MESSAGE_ID: Final = 512
 MAX_SENDER_ID: Final = 256
 """Ids are never cut, since two people could then share one: a longer id makes its message unreadable."""
+MAX_NUMBER_ID: Final = 32
 MAX_NAME: Final = 256
 MAX_TYPE: Final = 64
 MAX_TEXT: Final = 65_536
@@ -219,7 +220,7 @@ def _change(waba_id: str | None, change: WireChange, received_at: datetime) -> C
     else:
         ignored[_OTHER_FIELDS.get(change.field) or _named(change.field)] = 1
     return Change(
-        phone_number_id=metadata.phone_number_id,
+        phone_number_id=_number_id(metadata.phone_number_id),
         display_digits=_phone(metadata.display_phone_number),
         waba_id=waba_id,
         field=change.field[:MAX_TYPE],
@@ -227,6 +228,13 @@ def _change(waba_id: str | None, change: WireChange, received_at: datetime) -> C
         messages=messages,
         ignored=ignored,
     )
+
+
+def _number_id(phone_number_id: str | None) -> str | None:
+    """As the body names it, short enough for a log line; a shortened one is no channel's."""
+    if phone_number_id is None or len(phone_number_id) <= MAX_NUMBER_ID:
+        return phone_number_id or None
+    return phone_number_id[:MAX_NUMBER_ID] + "…"
 
 
 def _named(field: str) -> str:
