@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import cyclopts
 from cyclopts import Parameter
+from cyclopts.validators import Number
 
 if TYPE_CHECKING:
     from wabery_server.main import Ground, Opened
@@ -75,17 +76,26 @@ def demo() -> None:
     sys.exit(body())
 
 
-def serve(*, fd: Annotated[int | None, Parameter(show=False)] = None) -> None:
+def serve(
+    *,
+    workers: Annotated[int | None, Parameter(validator=Number(gte=1, lte=64))] = None,
+    fd: Annotated[int | None, Parameter(show=False)] = None,
+) -> None:
     """Serve the API, and deliver webhooks beside it. Configured by WABERY_… variables.
 
     Parameters
     ----------
+    workers
+        Number of server processes. Default: WABERY_WORKERS or 1.
     fd
         A listening socket inherited from the supervisor of several workers.
     """
     import socket
 
     from wabery_server import main as house
+
+    if workers is not None:
+        os.environ["WABERY_WORKERS"] = str(workers)  # which the server processes read too
 
     def body() -> None:
         settings = load()
@@ -207,7 +217,7 @@ def openapi(*, check: Path | None = None) -> None:
 _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
     dev: ("wabery dev", "wabery dev --port 0 --data-dir /tmp/wabery --json"),
     demo: ("wabery demo",),
-    serve: ("wabery serve", "WABERY_WORKERS=2 WABERY_DELIVER=false wabery serve"),
+    serve: ("wabery serve", "wabery serve --workers 2", "WABERY_DELIVER=false wabery serve"),
     worker: ("wabery worker",),
     migrate: ("wabery migrate", "wabery migrate --check"),
     doctor: ("wabery doctor --server",),
