@@ -219,8 +219,11 @@ _MORE: Mapping[object, More] = {
         }
     ),
     intents.stream: More(limited=True, media="text/event-stream", headers=("X-Accel-Buffering",)),
-    intents.extend: More(refusals=(errors.NotPending, errors.ExpiresInOutOfRange), may_be_empty=True),
-    intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending)),
+    intents.extend: More(
+        refusals=(errors.NotPending, errors.ExpiresInOutOfRange), limited=True, may_be_empty=True
+    ),
+    intents.opened: More(limited=True),
+    intents.cancel: More(refusals=(errors.AlreadyJoined, errors.NotPending), limited=True),
     projects.create: More(refusals=(errors.TooManyProjects,)),
     projects.update: More(refusals=(errors.UnsafeWebhookUrl, errors.PrefilledTextTooLong)),
     api_keys.update: More(refusals=(errors.KeyRevoked,)),
