@@ -412,11 +412,9 @@ class Connection(asyncio.BufferedProtocol):
         while self.blocked is not None and not self._closing:
             await asyncio.shield(self.blocked)
 
-    def answered(self, exchange: Exchange, *, keep: bool) -> None:
+    def answered(self, *, keep: bool) -> None:
         """The answer is complete: on to the next request, or to the end."""
         self._exchange = None
-        if exchange.counted:
-            self.server.memory.leave(exchange)
         if self._closing:
             return
         if not keep or self.server.draining:

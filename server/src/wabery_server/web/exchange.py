@@ -239,7 +239,7 @@ class Exchange:
         if not more:
             self._answered = True
             self._tell()
-            connection.answered(self, keep=self._keep)
+            connection.answered(keep=self._keep)
 
     def _head(self, size: int, *, more: bool) -> bytes:
         """The answer's head. `size` is that of the body's first part, which is the whole one unless there is `more`."""

@@ -178,6 +178,8 @@ class Server:
     def ended(self, exchange: Exchange) -> None:
         """The application is done with this exchange."""
         self._running.discard(exchange)
+        if exchange.counted:
+            self.memory.leave(exchange)
         if self.draining:
             self._check_quiet()
 
