@@ -207,3 +207,98 @@ async def test_projects_that_keys_created_before_get_the_root_that_the_audit_tra
         ("proj_c", "proj_a"),
         ("proj_d", None),
     ]
+
+
+OUTSIDE = "-- outside a transaction\n-- Why.\n"
+
+
+async def test_an_index_that_was_left_half_built_is_built_again(
+    connection: "asyncpg.Connection[Row]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(connection)
+    await connection.execute("create table twice (n integer); insert into twice values (1), (1)")
+    known = migrations()
+    text = f"{OUTSIDE}create unique index concurrently if not exists one on twice (n);\n"
+    text += "create index concurrently if not exists two on twice (n);\n"
+    monkeypatch.setattr(room, "migrations", lambda: [*known, Migration(len(known) + 1, "later", text)])
+
+    with pytest.raises(MigrationError, match="later failed: run it again"):
+        await migrate(connection)
+    half = await connection.fetchval("select count(*) from pg_index where not indisvalid")
+    await connection.execute("delete from twice")
+    applied = await migrate(connection)
+
+    assert half == 1
+    assert [one.name for one in applied] == ["later"]
+    built = "select relname from pg_class c join pg_index i on i.indexrelid = c.oid and i.indisvalid"
+    found = await connection.fetch(f"{built} where relname in ('one', 'two') order by 1")
+    assert [row["relname"] for row in found] == ["one", "two"]
+
+
+async def test_processes_that_wait_for_their_turn_do_not_keep_an_index_from_being_built(
+    empty: Source, connection: "asyncpg.Connection[Row]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await migrate(connection)
+    await connection.execute("create table large (n integer)")
+    known = migrations()
+    text = f"{OUTSIDE}create index concurrently if not exists one on large (n);\n"
+    monkeypatch.setattr(room, "migrations", lambda: [*known, Migration(len(known) + 1, "later", text)])
+    more = [await empty.connect() for _ in range(3)]
+
+    applied = await asyncio.wait_for(asyncio.gather(*[migrate(one) for one in [connection, *more]]), 30)
+    for one in more:
+        await one.close()
+
+    assert sorted(len(one) for one in applied) == [0, 0, 0, 1]
+
+
+BEFORE_ORDER = 5
+OUT_OF_ORDER = """
+insert into organizations values ('org_1', 'Acme', '2026-06-01Z');
+insert into projects (id, organization_id, name, livemode, prefilled_text, prefilled_texts, publishable_expires_in,
+    secret_expires_in, supersede, unsigned_references, on_identity_linked, on_reference_linked, references_per_contact,
+    created_at)
+    select 'proj_' || n, 'org_1', 'a', false, '{token}', '{}', 1800, 86400, false, 'accept', 'reject', 'replace', 1,
+    '2026-06-01Z' from generate_series(1, 2) n;
+insert into channels (id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
+    credentials, secret_version, created_at)
+    values ('channel_1', 'proj_1', 'meta', 'a', '1', '15550100', 'w1', 'p1', false, '', 1, '2026-06-01Z'),
+    ('channel_2', 'proj_1', 'meta', 'a', '2', '15550100', 'w2', 'p1', false, '', 1, '2026-06-01Z'),
+    ('channel_3', 'proj_1', 'meta', 'a', '3', '15550100', 'w3', null, false, '', 1, '2026-06-01Z'),
+    ('channel_4', 'proj_2', 'meta', 'a', '4', '15550100', 'w1', null, false, '', 1, '2026-06-01Z');
+insert into audit values ('a1', 'org_1', 'proj_1', 'x', 'channel.updated', 'channel_3', '{"portfolio_id": "p3"}', '2026-06-02Z'),
+    ('a2', 'org_1', 'proj_1', 'x', 'channel.updated', 'channel_3', '{"portfolio_id": null}', '2026-06-03Z');
+insert into links values
+    ('proj_1', 'l1', 'c', 'r', 'i', 'server', '{}', '2026-06-02Z', '2026-06-01Z', 'replaced'),
+    ('proj_1', 'l2', 'c', 'r', 'i', 'server', '{}', '2026-06-02Z', null, null);
+insert into registration_intents (project_id, id, status, customer_reference, metadata, reference_trust, channel_id,
+    api_key_id, token_hash, token_prefix, secret_version, created_at, expires_at, ended_at, contact_id, message_id, joined_at)
+    values ('proj_1', 'i', 'JOINED', 'r', '{}', 'server', 'channel_1', 'key_1', '', 'abcdef', 1, '2026-06-02Z', '2026-06-03Z',
+    '2026-06-01Z', 'c', 'm', '2026-06-01Z');
+"""
+
+
+async def test_rows_that_were_out_of_order_are_repaired_and_scopes_are_gathered(
+    connection: "asyncpg.Connection[Row]", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    known = migrations()
+    monkeypatch.setattr(room, "migrations", lambda: known[:BEFORE_ORDER])
+    await migrate(connection, from_schema=False)
+    await connection.execute(OUT_OF_ORDER)
+    monkeypatch.setattr(room, "migrations", lambda: known)
+
+    await migrate(connection)
+
+    links = await connection.fetch("select created_at, ended_at from links order by id")
+    assert [row["ended_at"] for row in links] == [links[0]["created_at"], None]
+    intent = await connection.fetchrow("select * from registration_intents")
+    assert intent["created_at"] == intent["ended_at"] == intent["joined_at"]
+    families = {
+        (row["project_id"][-1], row["scope"]): set(row["family"])
+        for row in await connection.fetch("select * from identity_scopes")
+    }
+    assert families == {
+        **{("1", scope): {"w1", "w2", "p1"} for scope in ("w1", "w2", "p1")},
+        **{("1", scope): {"w3", "p3"} for scope in ("w3", "p3")},
+        ("2", "w1"): {"w1"},
+    }

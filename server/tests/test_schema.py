@@ -329,16 +329,6 @@ async def test_every_hot_statement_is_served_by_its_index(filled: Source) -> Non
     assert not {called: found.scanned & HOT for called, found in plans.items() if found.scanned & HOT}
 
 
-@every_statement
-async def test_an_index_can_serve_whatever_reads_a_hot_table(filled: Source, statement: Statement) -> None:
-    connection = await filled.connect(enable_seqscan="off", plan_cache_mode="force_generic_plan")
-
-    found = [await plan(connection, text) for text in statement.shapes]
-    await connection.close()
-
-    assert not any(one.scanned & HOT for one in found)
-
-
 @pytest.mark.parametrize("analysed_empty", [False, True])
 async def test_a_database_that_grows_from_nothing_gets_the_same_plans(
     source: Source, database: Database, analysed_empty: bool

@@ -22,9 +22,11 @@ cross join lateral (
 where k.expires_at > w.at;
 
 -- name: any_project_expired
--- Off the hot path: which projects have something to prune. One index probe a project.
-select p.id from projects p
-where exists (select 1 from idempotency_keys k where k.project_id = p.id and k.expires_at <= $1)
+-- Off the hot path: which projects have something to prune. One index probe a project, whatever has expired there.
+select p.id
+from projects p
+cross join lateral (
+    select from idempotency_keys k where k.project_id = p.id and k.expires_at <= $1 limit 1) k
 limit $2;
 
 -- name: release

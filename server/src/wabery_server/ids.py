@@ -5,7 +5,7 @@ version, variant, and 74 bits from the operating system. No counter: two ids of 
 """
 
 import os
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import lru_cache
 
 ALPHABET = "0123456789abcdefghjkmnpqrstvwxyz"
@@ -38,6 +38,30 @@ def new(prefix: str, at: datetime) -> str:
     if not _noise:
         _draw()
     return f"{prefix}_{time}{_noise.pop()}"
+
+
+def bounds(
+    prefix: str, before: str | None, since: datetime | None, until: datetime | None
+) -> tuple[str, str]:
+    """The least id that may count (inclusive), and the end (exclusive): of what came before the id `before`, was made at
+    `since` or later and before `until`, in whole milliseconds. An index on ids so serves a list by time as well."""
+    end = before or f"{prefix}_~"
+    if until is not None:
+        end = min(end, f"{prefix}_{_time_letters(_milliseconds(until, up=True))}")
+    return (f"{prefix}_" if since is None else f"{prefix}_{_time_letters(_milliseconds(since))}"), end
+
+
+def _milliseconds(at: datetime, *, up: bool = False) -> int:
+    since = at - _EPOCH
+    microseconds = (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
+    return min(max(0, (microseconds + (999 if up else 0)) // 1000), 2**48 - 1)
+
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def _time_letters(milliseconds: int) -> str:
+    return "".join([ALPHABET[milliseconds >> shift & 31] for shift in range(5 * _TIME_LETTERS - 5, -1, -5)])
 
 
 @lru_cache(4)

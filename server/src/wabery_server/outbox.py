@@ -28,7 +28,7 @@ from msgspec import Struct
 from wabery_server import accounts, ids
 from wabery_server.accounts import Endpoint, Listener, Project
 from wabery_server.clock import iso
-from wabery_server.db import Row, Tx, queries
+from wabery_server.db import Row, Tx, lists, queries
 
 sql = queries.beside(__file__)
 
@@ -253,7 +253,7 @@ class Filter(Struct, frozen=True):
     contact_id: str | None = None
     registration_intent_id: str | None = None
     created_after: datetime | None = None
-    """Inclusive."""
+    """Inclusive, in whole milliseconds."""
     created_before: datetime | None = None
     """Exclusive."""
 
@@ -267,20 +267,30 @@ class Recorded(Struct, frozen=True):
     """The bytes that every delivery sends."""
 
 
-async def listed(tx: Tx, project_id: str, which: Filter, *, before: str | None, limit: int) -> list[Recorded]:
-    """Newest first, older than the id `before`. Ids sort by creation."""
-    rows = await tx.rows(
-        sql.listed,
-        project_id,
-        before,
-        which.type,
-        which.contact_id,
-        which.registration_intent_id,
-        which.created_after,
-        which.created_before,
-        limit,
-    )
-    return [Recorded(**row) for row in rows]
+class Listed(NamedTuple):
+    """A page of events; `resume` as in `db.lists.Part`."""
+
+    events: list[Recorded]
+    resume: str | None
+
+
+async def listed(
+    tx: Tx, project_id: str, which: Filter, *, before: str | None, limit: int, most: int = lists.LOOKED_AT
+) -> Listed:
+    """Newest first, older than the id `before`. Ids sort by creation. `most`: see `db.lists.LOOKED_AT`."""
+    given = (which.type, which.contact_id, which.registration_intent_id)
+    least, end = ids.bounds("evt", before, which.created_after, which.created_before)
+    statement = sql.listed
+    if which.registration_intent_id is not None:
+        statement = sql.listed_by_intent
+    elif which.contact_id is not None:
+        statement = sql.listed_by_contact
+    elif which.type is not None:
+        statement = sql.listed_by_type
+    looked_at = limit if sum(one is not None for one in given) < 2 else most
+    rows = await tx.rows(statement, project_id, least, end, looked_at, limit, *given)
+    part = lists.cut(rows, looked_at)
+    return Listed([Recorded(row["id"], row["type"], row["body"]) for row in part.rows], part.resume)
 
 
 async def find(tx: Tx, project_id: str, event_id: str) -> Recorded | None:

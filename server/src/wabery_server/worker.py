@@ -52,6 +52,7 @@ _LOOK_SHARE = 4
 """After a look comes a pause four times as long: with a large backlog it is not cheap."""
 _FAILURE_PAUSE_SECONDS = 1.0
 _SURVEY_SECONDS = 1.0
+_SURVEY_AGAIN_SECONDS = 60.0
 
 
 class Worker:
@@ -569,6 +570,11 @@ class Sweep(Loop):
         self._every = settings.sweep_every
 
     async def turn(self) -> None:
+        await self.turn_once()
+        await self.rest(self._every.total_seconds())
+
+    async def turn_once(self) -> None:
+        """Everything that is due now, without the rest after it."""
         failures: list[Exception] = []
         for sweep in (self._expire, self._end_orphans, self._prune):
             try:
@@ -579,7 +585,6 @@ class Sweep(Loop):
                 failures.append(failure)
         if failures:
             raise ExceptionGroup("sweeping", failures)
-        await self.rest(self._every.total_seconds())
 
     async def _expire(self, now: datetime) -> None:
         async def expire(project_id: str) -> int:
@@ -595,7 +600,21 @@ class Sweep(Loop):
         )
 
     async def _end_orphans(self, now: datetime) -> None:
-        self._announce(await self._database.run(lambda tx: intents.end_orphans(tx, now, SWEPT_AT_ONCE)))
+        minters = await self._database.run(lambda tx: intents.ended_minters(tx, PROJECTS_AT_ONCE))
+        for project_id, some in minters.items():
+            await self._end_orphans_of(project_id, some, now)
+
+    async def _end_orphans_of(self, project_id: str, some: list[intents.Minter], now: datetime) -> None:
+        after: datetime | None = None
+        whole = True
+        while not self.stopping:
+            ended = await self._database.run(
+                lambda tx: intents.end_orphans(tx, project_id, some, now, after=after, whole=whole)  # noqa: B023  # awaited here
+            )
+            self._announce(ended.intent_ids)
+            after, whole = ended.after, whole and ended.whole
+            if after is None:
+                break
 
     async def _prune(self, now: datetime) -> None:
         async def prune(project_id: str) -> int:
@@ -633,10 +652,16 @@ class Survey(Loop):
     def __init__(self, database: Database) -> None:
         super().__init__()
         self._database = database
+        self._lately: dict[str, float] = {}
+        """When each table was analysed last. One whose rows come and go has none each time, and is left alone for a while."""
 
     async def turn(self) -> None:
-        for name in await self._database.run(statistics.gather):
+        now = time.monotonic()
+        self._lately = {name: at for name, at in self._lately.items() if now - at < _SURVEY_AGAIN_SECONDS}
+        except_for = list(self._lately)
+        for name in await self._database.run(lambda tx: statistics.gather(tx, except_for)):
             line("table_analysed", table=name)
+            self._lately[name] = now
         await self.rest(_SURVEY_SECONDS)
 
 

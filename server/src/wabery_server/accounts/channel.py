@@ -308,6 +308,11 @@ async def delete_channel(tx: Tx, project_id: str, channel_id: str, *, actor: str
     return Channel(**row)
 
 
+async def clear_channel(tx: Tx, project_id: str, channel_id: str, at: datetime) -> None:
+    """Keeps that what was minted for a deleted channel has been ended."""
+    await tx.run(sql.clear_channel, project_id, channel_id, at)
+
+
 async def _share_scopes(tx: Tx, channel: Channel, portfolios: Iterable[str | None]) -> None:
     """Keeps that a channel's WABA and these portfolios name the same people, as do all that one of them shared them with.
 

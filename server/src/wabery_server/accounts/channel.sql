@@ -53,3 +53,6 @@ update channels set deleted_at = $3, credentials = ''
 where project_id = $1 and id = $2 and deleted_at is null
 returning id, project_id, provider, name, phone_number_id, display_phone_number, waba_id, portfolio_id, sandbox,
     created_at, deleted_at;
+
+-- name: clear_channel
+update channels set cleared_at = $3 where project_id = $1 and id = $2;

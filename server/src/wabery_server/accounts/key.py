@@ -372,6 +372,11 @@ def _check_alive(key: ApiKey, at: datetime) -> None:
         raise errors.KeyRevoked("This API key has expired.")
 
 
+async def clear_key(tx: Tx, project_id: str, key_id: str, at: datetime) -> None:
+    """Keeps that what a revoked key minted has been ended."""
+    await tx.run(sql.clear_key, project_id, key_id, at)
+
+
 async def revoke_key(tx: Tx, project_id: str, key_id: str, *, actor: str, at: datetime) -> ApiKey:
     """Ends a key for good. Safe to repeat: the first moment stays. Raises errors.NotFound.
 

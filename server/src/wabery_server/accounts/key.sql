@@ -58,3 +58,6 @@ returning id;
 update api_keys set revoked_at = $3
 where project_id = $1 and id = $2 and revoked_at is null
 returning id;
+
+-- name: clear_key
+update api_keys set cleared_at = $3 where project_id = $1 and id = $2;

@@ -219,13 +219,19 @@ class Call:
             raise errors.InvalidCursor(param="cursor")
         return Page(limit, position[len(head) :].decode())
 
-    def list_answer(self, list_name: str, objects: list[tuple[str, object]], page: Page) -> Answer:
-        """`objects` are (id, public body), newest first, one more than the page when there are more."""
+    def list_answer(
+        self, list_name: str, objects: Sequence[tuple[str, object]], page: Page, *, resume: str | None = None
+    ) -> Answer:
+        """`objects` are (id, public body), newest first, one more than the page when there are more.
+
+        `resume`: where the next page goes on when this one ended before its limit.
+        """
         shown = objects[: page.limit]
-        more = len(objects) > page.limit
+        last = shown[-1][0] if len(objects) > page.limit else resume
+        more = last is not None
         cursor = None
         if more:
-            position = f"{self.caller.project.id}:{list_name}:{shown[-1][0]}"
+            position = f"{self.caller.project.id}:{list_name}:{last}"
             cursor = self.service.keyring.current.sign_cursor(position.encode())
         return self.answer(
             {"object": "list", "data": [body for _, body in shown], "has_more": more, "next_cursor": cursor}

@@ -575,6 +575,11 @@ def _given(operation: Operation) -> tuple[object, ...]:
     return members(get_args(gives)[0] if get_origin(gives) in (list, tuple) else gives)
 
 
+_HAS_MORE = (
+    "Whether there is a next page. A page with several filters may end early, with fewer objects or none."
+)
+
+
 def _answer_schema(operation: Operation, types: Schemas) -> Json:
     """`A | B` depends on who asks; `list[A]` is a page, and `tuple[A | B, ...]` has one for every item asked for."""
     gives = operation.gives
@@ -585,7 +590,7 @@ def _answer_schema(operation: Operation, types: Schemas) -> Json:
         return one
     answer: Json = {"object": {"enum": ["list"]}, "data": {"type": "array", "items": one}}
     if get_origin(gives) is list:
-        answer["has_more"] = {"type": "boolean"}
+        answer["has_more"] = {"type": "boolean", "description": _HAS_MORE}
         answer["next_cursor"] = {"type": ["string", "null"], "description": "Null on the last page."}
     return {"type": "object", "properties": answer, "required": list(answer)}
 

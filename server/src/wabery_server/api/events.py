@@ -59,7 +59,8 @@ async def listed(call: Call) -> Answer:
         lambda tx: outbox.listed(tx, project_id, which, before=page.before, limit=page.limit + 1)
     )
     whole = call.caller.has(Scope.CONTACTS_IDENTITY)
-    return call.list_answer("events", [(event.id, _public(event, whole)) for event in found], page)
+    rows = [(event.id, _public(event, whole)) for event in found.events]
+    return call.list_answer("events", rows, page, resume=found.resume)
 
 
 async def get(call: Call) -> Answer:

@@ -215,19 +215,19 @@ async def listed(call: Call) -> Answer:
     project_id = call.caller.project.id
     now = call.service.clock.now()
 
-    async def read(tx: Tx) -> tuple[list[Intent], dict[tuple[str, str], contacts.Acquaintance]]:
+    async def read(tx: Tx) -> tuple[intents.Listed, dict[tuple[str, str], contacts.Acquaintance]]:
         found = await intents.listed(tx, project_id, which, now=now, before=page.before, limit=page.limit + 1)
-        people = {(project_id, intent.contact_id) for intent in found if intent.contact_id}
+        people = {(project_id, intent.contact_id) for intent in found.intents if intent.contact_id}
         return found, await contacts.known(tx, people) if people else {}
 
     found, people = await call.run(read)
     whole = call.caller.has(Scope.CONTACTS_IDENTITY)
     rows: list[tuple[str, object]] = []
-    for intent in found:
+    for intent in found.intents:
         known = people.get((project_id, intent.contact_id or ""))
         contact = known.contact if known else None
         rows.append((intent.id, _public(call, intent, View.READER, now=now, contact=contact, whole=whole)))
-    return call.list_answer("registration_intents", rows, page)
+    return call.list_answer("registration_intents", rows, page, resume=found.resume)
 
 
 async def cancel(call: Call) -> Write:

@@ -164,6 +164,17 @@ LANE = {
 """A lane's plans are made once and kept: one made while a table was empty must look every row up by its key all the same."""
 
 
+POOL = {
+    "plan_cache_mode": "force_custom_plan",
+    "enable_seqscan": "off",
+    "enable_bitmapscan": "off",
+    "enable_hashjoin": "off",
+    "enable_mergejoin": "off",
+}
+"""In the pool a list with filters left open needs the plan of those that are set. Every statement has its index, and reads it
+in order as far as its limit; a plan that first gathers all that applies costs more the more there is."""
+
+
 class _Try:
     """One run of a transaction among several."""
 
@@ -266,8 +277,7 @@ class Database:
             min_size=0,
             max_size=self._pool_size,
             max_inactive_connection_lifetime=60,
-            # A list with filters left open needs the plan of those that are set.
-            connect=lambda *_args, **_kwargs: self.source.connect(plan_cache_mode="force_custom_plan"),
+            connect=lambda *_args, **_kwargs: self.source.connect(timed=True, **POOL),
             reset=_leave_as_it_is,
         )
         return self

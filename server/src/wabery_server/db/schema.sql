@@ -71,11 +71,13 @@ create table api_keys (
     revoked_at        timestamptz,
     previous_hash     bytea,                                -- of the value before the last rotation
     previous_ends_at  timestamptz,                          -- until then it works too
+    cleared_at        timestamptz,                          -- revoked, and what it minted has been ended
     check (kind = 'secret' or scopes = '{}'),
     check (kind = 'publishable' or allowed_origins = '{}'),
     constraint api_keys_previous check ((previous_hash is null) = (previous_ends_at is null))
 );
 create unique index api_keys_by_previous_hash on api_keys (previous_hash);
+create index api_keys_to_clear on api_keys (id) where revoked_at is not null and cleared_at is null;
 create index api_keys_by_project on api_keys (project_id, id);
 
 -- One WhatsApp number at one provider, belonging to exactly one project.
@@ -92,10 +94,13 @@ create table channels (
     credentials           bytea not null,                   -- sealed: app secrets, verify token, access token
     secret_version        integer not null,
     created_at            timestamptz not null,
-    deleted_at            timestamptz
+    deleted_at            timestamptz,
+    cleared_at            timestamptz                       -- deleted, and what was minted for it has been ended
 );
 create unique index channels_by_number on channels (provider, phone_number_id) where deleted_at is null;
 create index channels_by_project on channels (project_id, id);
+create index channels_live on channels (project_id, id) where deleted_at is null;
+create index channels_to_clear on channels (id) where deleted_at is not null and cleared_at is null;
 
 -- Where a BSUID means one person in a project: each WABA and portfolio that its channels have ever used, with all those
 -- that share their people with it, itself included. Rows are only added to.
@@ -126,6 +131,7 @@ create table failed_messages (
     failed_at       timestamptz not null,
     primary key (project_id, message_id)
 );
+create index failed_messages_newest on failed_messages (message_id);
 
 create table webhook_endpoints (
     id               text collate "C" primary key,
@@ -209,6 +215,8 @@ create table registration_intents (
 create index registration_intents_by_reference on registration_intents (project_id, customer_reference, id);
 create index registration_intents_by_contact on registration_intents (project_id, contact_id, id)
     where contact_id is not null;
+create index registration_intents_by_channel on registration_intents (project_id, channel_id, status, id)
+    where channel_id is not null;                           -- always so: a look-up by id alone must not think of this index
 create index registration_intents_pending on registration_intents (project_id, expires_at) where status = 'PENDING';
 create index registration_intents_caps on registration_intents (project_id, customer_reference, client_hash, expires_at)
     where ended_at is null;
@@ -311,6 +319,9 @@ create table events (
     created_at              timestamptz not null,
     primary key (project_id, id)
 );
+create index events_by_type on events (project_id, type, id) where type is not null; -- for the same reason
+create index events_by_contact on events (project_id, contact_id, id) where contact_id is not null;
+create index events_by_intent on events (project_id, registration_intent_id, id) where registration_intent_id is not null;
 
 -- One event to one endpoint: the queue item. due_at is set while it has to be sent, and moved forward by a lease.
 create table deliveries (

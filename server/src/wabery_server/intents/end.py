@@ -1,7 +1,8 @@
 """Ending an intent without a message: cancelled, superseded, expired, its key revoked, its channel deleted."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple
 
 from wabery_server import accounts, errors, outbox
 from wabery_server.accounts import Project
@@ -20,6 +21,10 @@ from wabery_server.intents.intent import (
 
 MAX_LIFETIME = timedelta(days=7)
 _AT_ONCE = 1_000
+"""Pending intents that one look at a key's or channel's reads."""
+_HEARD_AFTER = timedelta(minutes=1)
+"""When every process has heard that a key or channel has ended; it needs two seconds. What is minted by one that was
+stopped for longer ends with its message (`judge`), or expires."""
 
 
 async def cancel(tx: Tx, project: Project, intent_id: str, at: datetime, grace: timedelta) -> Intent:
@@ -97,7 +102,7 @@ async def reject(
 async def revoke_key(tx: Tx, project: Project, key_id: str, *, actor: str, at: datetime) -> accounts.ApiKey:
     """Revokes a key and ends what it minted; what is left over is ended by the sweeper, or by `judge` when used."""
     key = await accounts.revoke_key(tx, project.id, key_id, actor=actor, at=at)
-    await _end_pending(tx, sql.pending_of_key, RejectionReason.KEY_REVOKED, project, key_id, at)
+    await _end_pending(tx, project, [key_id], [], after=_BEGINNING, at=at)
     return key
 
 
@@ -106,9 +111,7 @@ async def retire_channel(
 ) -> accounts.Channel:
     """Deletes a channel and ends what was minted for it; the rest as in `revoke_key`."""
     channel = await accounts.delete_channel(tx, project.id, channel_id, actor=actor, at=at)
-    await _end_pending(
-        tx, sql.pending_of_channel, RejectionReason.CHANNEL_UNAVAILABLE, project, channel_id, at
-    )
+    await _end_pending(tx, project, [], [channel_id], after=_BEGINNING, at=at)
     return channel
 
 
@@ -131,20 +134,83 @@ async def expire_due(tx: Tx, project_id: str, now: datetime, grace: timedelta, l
     return [intent.id for intent in found]
 
 
-async def end_orphans(tx: Tx, now: datetime, limit: int) -> list[str]:
-    """Ends pending intents of revoked keys and deleted channels; returns their ids."""
-    ended: list[str] = []
-    for row in await tx.rows(sql.any_ended_with_pending, now - MAX_LIFETIME, limit):
-        project = (await accounts.projects(tx, [row["project_id"]]))[row["project_id"]]
-        query = sql.pending_of_key if row["is_key"] else sql.pending_of_channel
-        reason = RejectionReason.KEY_REVOKED if row["is_key"] else RejectionReason.CHANNEL_UNAVAILABLE
-        ended += await _end_pending(tx, query, reason, project, row["id"], now)
+class Minter(NamedTuple):
+    """A revoked key or a deleted channel whose pending intents have not all been looked for."""
+
+    project_id: str
+    id: str
+    ended_at: datetime
+    is_key: bool
+
+
+class Ended(NamedTuple):
+    """What a look has done."""
+
+    intent_ids: list[str]
+    after: datetime | None
+    """Where the next one begins; None: all have been looked at."""
+    whole: bool
+    """Whether everything it found has ended; others may hold some."""
+
+
+async def ended_minters(tx: Tx, limit: int) -> dict[str, list[Minter]]:
+    """By project, the revoked keys and deleted channels that `end_orphans` has to look at."""
+    found: dict[str, list[Minter]] = {}
+    for row in await tx.rows(sql.any_ended_with_pending, limit):
+        found.setdefault(row["project_id"], []).append(Minter(*row))
+    return found
+
+
+async def end_orphans(
+    tx: Tx,
+    project_id: str,
+    of: Sequence[Minter],
+    now: datetime,
+    *,
+    after: datetime | None = None,
+    whole: bool = True,
+    at_once: int = _AT_ONCE,
+) -> Ended:
+    """Ends pending intents of revoked keys and deleted channels of a project, among the next few of all its pending ones.
+
+    Begin without `after` and go on until there is none; `whole` says whether the looks before this one were. Looks that
+    end them all are the last ones for these keys and channels, once every process must have heard that they have ended:
+    until then a process may still mint with one.
+    """
+    project = (await accounts.projects(tx, [project_id]))[project_id]
+    keys, channels = [[one.id for one in of if one.is_key is is_key] for is_key in (True, False)]
+    ended = await _end_pending(
+        tx, project, keys, channels, after=after or _BEGINNING, at=now, at_once=at_once
+    )
+    if ended.after is None and whole and ended.whole:
+        for one in of:
+            if now >= one.ended_at + _HEARD_AFTER:
+                clear = accounts.clear_key if one.is_key else accounts.clear_channel
+                await clear(tx, project_id, one.id, now)
     return ended
 
 
+_BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
 async def _end_pending(
-    tx: Tx, query: str, reason: RejectionReason, project: Project, of: str, at: datetime
-) -> list[str]:
-    found = [read_row(row) for row in await tx.rows(query, project.id, of, _AT_ONCE)]
-    await reject(tx, found, reason, projects={project.id: project}, at=at)
-    return [intent.id for intent in found]
+    tx: Tx,
+    project: Project,
+    keys: Sequence[str],
+    channels: Sequence[str],
+    *,
+    after: datetime,
+    at: datetime,
+    at_once: int = _AT_ONCE,
+) -> Ended:
+    seen = await tx.rows(sql.pending_of, project.id, after, at_once, keys, channels)
+    wanted = [row["id"] for row in seen if row["matches"]]
+    found = [read_row(row) for row in await tx.rows(sql.lock_pending, project.id, wanted)] if wanted else []
+    for reason, some in (
+        (RejectionReason.KEY_REVOKED, [one for one in found if one.api_key_id in keys]),
+        (RejectionReason.CHANNEL_UNAVAILABLE, [one for one in found if one.api_key_id not in keys]),
+    ):
+        if some:
+            await reject(tx, some, reason, projects={project.id: project}, at=at)
+    after_these = seen[-1]["expires_at"] if len(seen) >= at_once else None
+    return Ended([intent.id for intent in found], after_these, len(found) == len(wanted))

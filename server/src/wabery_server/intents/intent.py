@@ -10,11 +10,11 @@ from urllib.parse import quote
 import msgspec
 from msgspec import Struct
 
-from wabery_server import errors
+from wabery_server import errors, ids
 from wabery_server.accounts import Project
 from wabery_server.clock import iso
 from wabery_server.contacts import Contact
-from wabery_server.db import Conflict, Row, Tx, queries
+from wabery_server.db import Conflict, Row, Tx, lists, queries
 from wabery_server.secrets import Keyring
 from wabery_server.tokens import PLACEHOLDER
 
@@ -273,29 +273,50 @@ class Filter(Struct, frozen=True):
     contact_id: str | None = None
     channel_id: str | None = None
     created_after: datetime | None = None
-    """Inclusive."""
+    """Inclusive, in whole milliseconds."""
     created_before: datetime | None = None
     """Exclusive."""
 
 
+class Listed(NamedTuple):
+    """A page of intents; `resume` as in `db.lists.Part`."""
+
+    intents: list[Intent]
+    resume: str | None
+
+
 async def listed(
-    tx: Tx, project_id: str, which: Filter, *, now: datetime, before: str | None, limit: int
-) -> list[Intent]:
-    """Newest first, older than the id `before`. Ids sort by creation."""
-    rows = await tx.rows(
-        sql.listed,
-        project_id,
-        before,
-        which.status,
-        which.customer_reference,
-        which.contact_id,
-        which.channel_id,
-        which.created_after,
-        which.created_before,
-        limit,
-        now,
-    )
-    return [read_row(row) for row in rows]
+    tx: Tx,
+    project_id: str,
+    which: Filter,
+    *,
+    now: datetime,
+    before: str | None,
+    limit: int,
+    most: int = lists.LOOKED_AT,
+) -> Listed:
+    """Newest first, older than the id `before`. Ids sort by creation. `most`: see `db.lists.LOOKED_AT`."""
+    given = (which.status, which.customer_reference, which.contact_id, which.channel_id)
+    least, end = ids.bounds("reg", before, which.created_after, which.created_before)
+    # Status and channel share an index; but that of the pending ones also shows which of them are in their grace.
+    one_filter = sum(one is not None for one in given) < 2 or not any(given[1:3])
+    by_index = one_filter and which.status != Status.PENDING
+    looked_at = limit if by_index else most
+    values = (project_id, least, end, looked_at, limit, *given, now)
+    if which.customer_reference is not None:
+        rows = await tx.rows(sql.listed_by_reference, *values)
+    elif which.contact_id is not None:
+        rows = await tx.rows(sql.listed_by_contact, *values)
+    elif which.status is not None or which.channel_id is not None:
+        statuses = list(Status) if which.status is None else [which.status]
+        rows = await tx.rows(sql.listed_by_status, *values, statuses)
+        if which.status == Status.EXPIRED:
+            rows += await tx.rows(sql.in_grace, project_id, least, end, now, most, *given[1:])
+            rows = sorted(rows, key=lambda row: str(row["id"]), reverse=True)[:limit]
+    else:
+        rows = await tx.rows(sql.listed, *values)
+    part = lists.cut(rows, looked_at)
+    return Listed([read_row(row) for row in part.rows], part.resume)
 
 
 async def locked(tx: Tx, project_id: str, intent_id: str) -> Intent:

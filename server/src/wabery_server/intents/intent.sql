@@ -122,20 +122,69 @@ set reuse_count = w.reuse_count, reuse_told_at = w.reuse_told_at
 from (values ($1::text, $2::text, $3::integer, $4::timestamptz)) w (project_id, id, reuse_count, reuse_told_at)
 where i.project_id = w.project_id and i.id = w.id;
 
--- name: listed
-select {columns}
-from registration_intents i
-where i.project_id = $1
-  and ($2::text is null or i.id < $2)
-  and ($3::text is null
-       or $3 = case when i.status = 'PENDING' and i.expires_at <= $10 then 'EXPIRED' else i.status end)
-  and ($4::text is null or i.customer_reference = $4)
-  and ($5::text is null or i.contact_id = $5)
-  and ($6::text is null or i.channel_id = $6)
-  and ($7::timestamptz is null or i.created_at >= $7)
-  and ($8::timestamptz is null or i.created_at < $8)
+-- part: asked
+row_number() over (order by i.id desc) as number,
+        ($6::text is null
+            or $6 = case when i.status = 'PENDING' and i.expires_at <= $10 then 'EXPIRED' else i.status end)
+        and ($7::text is null or i.customer_reference = $7) and ($8::text is null or i.contact_id = $8)
+        and ($9::text is null or i.channel_id = $9) as matches
+
+-- part: page
+i.id >= $2 and i.id < $3
+    order by i.id desc
+    limit $4) i
+where i.matches or i.number = $4
 order by i.id desc
-limit $9;
+limit $5
+
+-- name: listed
+-- See db/lists.py. The statements differ in what leads them to their index.
+select i.*
+from (
+    select {columns}, {asked}
+    from registration_intents i
+    where i.project_id = $1 and {page};
+
+-- name: listed_by_reference
+select i.*
+from (
+    select {columns}, {asked}
+    from registration_intents i
+    where i.project_id = $1 and i.customer_reference = $7 and {page};
+
+-- name: listed_by_contact
+select i.*
+from (
+    select {columns}, {asked}
+    from registration_intents i
+    where i.project_id = $1 and i.contact_id = $8 and {page};
+
+-- name: listed_by_status
+-- By status or channel or both: the newest of each channel of the project and of each of the statuses $11.
+select i.*
+from (
+    select c.id, s.status
+    from channels c
+    cross join unnest($11::text[]) s (status)
+    where c.project_id = $1 and ($9::text is null or c.id = $9)) w
+cross join lateral (
+    select {columns}, {asked}
+    from registration_intents i
+    where i.project_id = $1 and i.channel_id = w.id and i.status = w.status and {page};
+
+-- name: in_grace
+-- Those that a read shows as expired before the sweeper has come by: at most $5, the last to expire.
+select i.*
+from (
+    select {columns}, 0 as number,
+        ($6::text is null or i.customer_reference = $6) and ($7::text is null or i.contact_id = $7)
+        and ($8::text is null or i.channel_id = $8) and i.id >= $2 and i.id < $3 as matches
+    from registration_intents i
+    where i.project_id = $1 and i.status = 'PENDING' and i.expires_at <= $4
+    order by i.expires_at desc
+    limit $5) i
+where i.matches
+order by i.id desc;
 
 -- name: extend
 update registration_intents set expires_at = $3
@@ -148,11 +197,13 @@ where i.project_id = $1 and i.id = $2
 returning {columns};
 
 -- name: any_project_due
--- Off the hot path: which projects have something for the sweeper. One index probe a project.
-select p.id from projects p
-where exists (
-    select 1 from registration_intents i
-    where i.project_id = p.id and i.status = 'PENDING' and i.expires_at <= $1)
+-- Off the hot path: which projects have something for the sweeper. One index probe a project, whatever is due there.
+select p.id
+from projects p
+cross join lateral (
+    select from registration_intents i
+    where i.project_id = p.id and i.status = 'PENDING' and i.expires_at <= $1
+    limit 1) i
 limit $2;
 
 -- name: due
@@ -163,34 +214,34 @@ order by i.expires_at
 limit $3
 for update of i skip locked;
 
--- name: pending_of_key
+-- name: pending_of
+-- Of these keys and channels, among the next $3 pending intents of the project in the order of their expiry, and where
+-- those end. Those of one moment stay together, so that the next look can begin after them.
+select i.id, i.expires_at, (i.api_key_id = any($4::text[]) or i.channel_id = any($5::text[])) as matches
+from (
+    select i.id, i.expires_at, i.api_key_id, i.channel_id
+    from registration_intents i
+    where i.project_id = $1 and i.status = 'PENDING' and i.expires_at > $2
+    order by i.expires_at
+    fetch first $3 rows with ties) i
+order by i.expires_at;
+
+-- name: lock_pending
 -- One that is locked is ended by a later sweep, or by `judge` when its token is used.
 select {columns}
 from registration_intents i
-where i.project_id = $1 and i.status = 'PENDING' and i.api_key_id = $2
+where i.project_id = $1 and i.id = any($2::text[]) and i.status not in ('JOINED', 'REJECTED', 'EXPIRED')
 order by i.id
-limit $3
-for update of i skip locked;
-
--- name: pending_of_channel
-select {columns}
-from registration_intents i
-where i.project_id = $1 and i.status = 'PENDING' and i.channel_id = $2
-order by i.id
-limit $3
 for update of i skip locked;
 
 -- name: any_ended_with_pending
--- Off the hot path: keys and channels that ended since $1 and still have pending intents.
-select k.project_id, k.id, true as is_key
+-- Off the hot path: keys and channels that ended and whose pending intents have not all been looked for.
+(select k.project_id, k.id, k.revoked_at as ended_at, true as is_key
 from api_keys k
-where k.revoked_at > $1 and exists (
-    select 1 from registration_intents i
-    where i.project_id = k.project_id and i.status = 'PENDING' and i.api_key_id = k.id)
+where k.revoked_at is not null and k.cleared_at is null
+limit $1)
 union all
-select c.project_id, c.id, false
+(select c.project_id, c.id, c.deleted_at, false
 from channels c
-where c.deleted_at > $1 and exists (
-    select 1 from registration_intents i
-    where i.project_id = c.project_id and i.status = 'PENDING' and i.channel_id = c.id)
-limit $2;
+where c.deleted_at is not null and c.cleared_at is null
+limit $1);
