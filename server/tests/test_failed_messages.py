@@ -195,7 +195,7 @@ async def test_neighbours_of_a_server_error_are_stored_and_duplicates_at_the_rep
     await rows(
         app,
         "create function fail() returns trigger language plpgsql as $$ begin if new.text = 'number 3' then"
-        " raise exception 'no' using errcode = '57014'; end if; return new; end $$",
+        " raise exception 'no' using errcode = 'P0001'; end if; return new; end $$",
     )
     await rows(app, "create trigger fail before insert on messages for each row execute function fail()")
 
