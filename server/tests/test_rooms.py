@@ -61,7 +61,7 @@ def test_limits_hold_and_everything_is_started_once(
 
     while running:
         for one in made:
-            assert all(room.under_way <= room.most for room in one.all())
+            assert all(room.under_way <= room.most for room in one.all)
         ended = running.pop(data.draw(st.integers(0, len(running) - 1)))
         ended.leave()
         ended.stand_in_line()

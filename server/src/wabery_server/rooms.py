@@ -7,7 +7,6 @@ does not stand in any line, so it costs the others nothing.
 """
 
 from collections import deque
-from collections.abc import Iterator
 
 
 class Room:
@@ -17,7 +16,7 @@ class Room:
     line take turns, so that a starting attempt costs the same however many endpoints wait.
     """
 
-    __slots__ = ("inner", "key", "line", "listed", "most", "under_way", "wider")
+    __slots__ = ("all", "inner", "key", "line", "listed", "most", "under_way", "wider")
 
     def __init__(self, most: int, wider: "Room | None" = None, key: str = "") -> None:
         self.most = most
@@ -29,6 +28,8 @@ class Room:
         self.listed = False
         """Whether it stands in the line of the wider room."""
         self.under_way = 0
+        self.all: tuple[Room, ...] = (self, *wider.all) if wider is not None else (self,)
+        """Itself and the wider ones, the narrowest first."""
 
     def part(self, key: str, most: int) -> "Room":
         return self.inner.get(key) or self.inner.setdefault(key, Room(most, self, key))
@@ -45,28 +46,21 @@ class Room:
             room.listed = False
         return room
 
-    def all(self) -> "Iterator[Room]":
-        """Itself and the wider ones, the narrowest first."""
-        room: Room | None = self
-        while room is not None:
-            yield room
-            room = room.wider
-
     def has_room(self) -> bool:
-        return all(room.under_way < room.most for room in self.all())
+        return all(room.under_way < room.most for room in self.all)
 
     def enter(self) -> None:
-        for room in self.all():
+        for room in self.all:
             room.under_way += 1
 
     def leave(self) -> None:
-        for room in self.all():
+        for room in self.all:
             room.under_way -= 1
 
     def stand_in_line(self) -> None:
         """To be called after its work or its room has changed."""
-        for room in self.all():
-            if room.wider is not None and not room.listed and room.has_work and room.under_way < room.most:
+        for room in self.all:
+            if not room.listed and room.under_way < room.most and room.wider is not None and room.has_work:
                 room.listed = True
                 room.wider.line.append(room)
 

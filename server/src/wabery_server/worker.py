@@ -360,7 +360,7 @@ class Deliver(Loop):
         while self._new and everything.under_way < self._most:
             its = self._new.popleft()
             its.is_new = False
-            parts = [room for room in its.all() if room is not everything]
+            parts = [room for room in its.all if room is not everything]
             if its.under_way == 0 and all(room.under_way < room.most for room in parts):
                 first = next((one for one in its.waiting if one.number == 1), None)
                 if first is not None:
@@ -405,12 +405,14 @@ class Deliver(Loop):
         """Logs the first attempt to an endpoint that fails by our own fault, and the end of that. Returns whether it
         has gone on for so long that the attempt counts."""
         queue = delivery.queue
-        facts = {"project": queue.project_id, "endpoint": queue.endpoint_id, "delivery": delivery.id}
+        internal = result.outcome is Outcome.INTERNAL
         since = self._our_faults.get(queue)
-        if result.outcome is not Outcome.INTERNAL:
-            if since is not None:
-                del self._our_faults[queue]
-                line("delivery_recovered", **facts)
+        if not internal and since is None:
+            return True
+        facts = {"project": queue.project_id, "endpoint": queue.endpoint_id, "delivery": delivery.id}
+        if not internal:
+            del self._our_faults[queue]
+            line("delivery_recovered", **facts)
             return True
         if since is None:
             since = self._our_faults[queue] = time.monotonic()
