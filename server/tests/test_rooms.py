@@ -14,11 +14,8 @@ class Line(Room):
     def __init__(self, most: int, wider: Room, key: str, waiting: int) -> None:
         super().__init__(most, wider, key)
         wider.inner[key] = self
-        self.waiting = waiting
-
-    @property
-    def has_work(self) -> bool:
-        return self.waiting > 0
+        self.waiting = [None] * waiting
+        self.work = self.waiting
 
 
 def start_all(everything: Room) -> list[Line]:
@@ -27,7 +24,7 @@ def start_all(everything: Room) -> list[Line]:
     while everything.line and everything.under_way < everything.most:
         its = everything.take_turn()
         assert isinstance(its, Line)
-        its.waiting -= 1
+        its.waiting.pop()
         its.enter()
         its.stand_in_line()
         started.append(its)

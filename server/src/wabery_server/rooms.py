@@ -7,6 +7,7 @@ does not stand in any line, so it costs the others nothing.
 """
 
 from collections import deque
+from collections.abc import Sized
 
 
 class Room:
@@ -16,7 +17,7 @@ class Room:
     line take turns, so that a starting attempt costs the same however many endpoints wait.
     """
 
-    __slots__ = ("all", "inner", "key", "line", "listed", "most", "under_way", "wider")
+    __slots__ = ("all", "inner", "key", "line", "listed", "most", "under_way", "wider", "work")
 
     def __init__(self, most: int, wider: "Room | None" = None, key: str = "") -> None:
         self.most = most
@@ -25,6 +26,8 @@ class Room:
         self.inner: dict[str, Room] = {}
         self.line: deque[Room] = deque()
         """The inner rooms that may start something, in turn."""
+        self.work: Sized = self.line
+        """What could be started here; an innermost room has its own."""
         self.listed = False
         """Whether it stands in the line of the wider room."""
         self.under_way = 0
@@ -33,10 +36,6 @@ class Room:
 
     def part(self, key: str, most: int) -> "Room":
         return self.inner.get(key) or self.inner.setdefault(key, Room(most, self, key))
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self.line)
 
     def take_turn(self) -> "Room":
         """The innermost room whose turn it is; the line is not empty. Afterwards it is to `stand_in_line` again."""
@@ -60,7 +59,7 @@ class Room:
     def stand_in_line(self) -> None:
         """To be called after its work or its room has changed."""
         for room in self.all:
-            if not room.listed and room.under_way < room.most and room.wider is not None and room.has_work:
+            if not room.listed and room.under_way < room.most and room.work and room.wider is not None:
                 room.listed = True
                 room.wider.line.append(room)
 

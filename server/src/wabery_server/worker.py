@@ -168,14 +168,11 @@ class _Line(Room):
         project.inner[queue.endpoint_id] = self
         self.queue = queue
         self.waiting: deque[Claimed] = deque()
+        self.work = self.waiting
         self.has_more = False
         """Whether more is due for it than was claimed."""
         self.is_new = False
         """Whether it stands among the lines with nothing under way."""
-
-    @property
-    def has_work(self) -> bool:
-        return bool(self.waiting)
 
 
 class Deliver(Loop):
