@@ -198,7 +198,7 @@ async def test_a_client_secret_is_checked_before_a_stored_answer_is_replayed(app
 
 
 async def test_one_code_does_not_wait_for_all_codes_of_another(drawn: list[str]) -> None:
-    drawer = Drawer()
+    drawer = Drawer(turn_seconds=0.0)
     many = [asyncio.create_task(drawer.draw(f"many {n}", "acme")) for n in range(50)]
     await asyncio.sleep(0)
 
