@@ -82,7 +82,7 @@ class Sink(logging.Handler):
             try:
                 self._stream.write("\n".join(lines) + "\n")
                 self._stream.flush()
-            except OSError:
+            except (OSError, ValueError):
                 self._lost += len(lines) - bool(self._lost)
             else:
                 self._lost = 0

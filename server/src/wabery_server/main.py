@@ -27,13 +27,13 @@ from wabery_server.api.routes import OPERATIONS
 from wabery_server.api.service import LANES as SERVICE_LANES
 from wabery_server.api.service import Service
 from wabery_server.clock import Clock, SystemClock
-from wabery_server.db import OPERATOR, Database, Patience, Row, Source, embedded
+from wabery_server.db import OPERATOR, Database, Patience, Row, Source, embedded, pooler, url
 from wabery_server.db.aside import CONNECTIONS as ASIDE
 from wabery_server.db.embedded import Embedded, EmbeddedError, Folder, UntrustedFolder, default_directory
 from wabery_server.db.migrate import MigrationError, migrate, pending
 from wabery_server.db.signals import Signals
 from wabery_server.secrets import BadSecret, Keyring, Subkeys
-from wabery_server.settings import Settings
+from wabery_server.settings import BadSetting, Settings
 from wabery_server.web import BACKLOG, Server, raise_descriptor_limit
 from wabery_server.webhooks import Poster, policy
 from wabery_server.worker import LANES as WORKER_LANES
@@ -84,7 +84,7 @@ class Ground:
         self.settings = settings
         self.embedded: Embedded | None = None
         if settings.database_url:
-            self.source = Source(dsn=settings.database_url)
+            self.source = _source(settings.database_url)
         else:
             self.directory = settings.data_dir or default_directory()
             try:
@@ -261,11 +261,34 @@ _ALLOWED = """
 
 
 async def connected(made: Ground) -> "asyncpg.Connection[Row]":
-    """One connection of one's own. Raises CannotStart."""
+    """One connection of one's own, after a look at what stands between us and the database. Raises CannotStart."""
     try:
+        if made.embedded is None and made.source.pooled is None:
+            await pooler.check(made.source)
         return await replace(made.source, patience=OPERATOR).connect()
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as failure:
-        raise CannotStart(f"The database cannot be reached: {failure}") from failure
+    except pooler.TransactionPooling as failure:
+        raise CannotStart(
+            "DATABASE_URL leads to a pooler in transaction mode, which mixes up the sessions that Wabery prepares. "
+            "Use the pooler's session mode, or the direct URL of PostgreSQL."
+        ) from failure
+    except TimeoutError as failure:
+        raise CannotStart("The database cannot be reached: it does not answer within 5 seconds.") from failure
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as failure:
+        reason = (str(failure) or type(failure).__name__).splitlines()[0]
+        raise CannotStart(f"The database cannot be reached: {reason}") from failure
+
+
+def _source(database_url: str) -> Source:
+    """Raises BadSetting."""
+    try:
+        address = url.read(database_url)
+    except url.BadUrl as failure:
+        raise BadSetting(str(failure)) from failure
+    for warning in address.warnings:
+        logs.log.warning("database_url", extra={"facts": {"problem": warning}})
+    if address.dropped:
+        logs.log.warning("database_url", extra={"facts": {"without_effect": list(address.dropped)}})
+    return Source(dsn=address.dsn, parts=address.parts)
 
 
 class Running(NamedTuple):
@@ -602,7 +625,7 @@ def _own_secret(directory: Path) -> str:
         try:
             with contextlib.suppress(FileExistsError):
                 new = folder.open(_SECRET, os.O_WRONLY | os.O_CREAT | os.O_EXCL, private=True)
-                with os.fdopen(new, "w") as file:
+                with os.fdopen(new, "w", encoding="ascii") as file:
                     file.write(secrets.generate() + "\n")
             return folder.read(_SECRET, private=True).strip()
         except (UntrustedFolder, OSError) as failure:

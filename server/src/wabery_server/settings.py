@@ -1,17 +1,23 @@
 """Every setting, with its explanation; the reference page is made from this file.
 
 A setting `public_url` is read from the environment variable `WABERY_PUBLIC_URL`, else from the TOML file that
-`WABERY_CONFIG` names, else it has its default. `<NAME>_FILE` names a file that holds the value, for secrets.
+`WABERY_CONFIG` names, else it has its default. `<NAME>_FILE` names a file that holds the value, for secrets. White space
+around a value does not count, and an empty value counts as not set.
+
+Others write into the same namespace: Kubernetes gives every pod `WABERY_PORT=tcp://10.96.0.12:8420` and more for a service
+named wabery. Those variables are recognized and ignored.
 """
 
+import difflib
 import ipaddress
 import re
 import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Self, get_args, get_type_hints
+from urllib.parse import urlsplit
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -103,6 +109,15 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Raises BadSetting."""
+        for name in _AT_LEAST_ONE:
+            if getattr(self, name) < 1:
+                raise BadSetting(f"WABERY_{name.upper()} must be at least 1.")
+        if self.log_level not in ("debug", "info", "warning", "error"):
+            raise BadSetting("WABERY_LOG_LEVEL must be debug, info, warning or error.")
+        if not 0 <= self.port <= 65_535:
+            raise BadSetting("WABERY_PORT must be a port, 1 to 65535, or 0 for a free one.")
+        if self.public_url is not None and not _is_web_address(self.public_url):
+            raise BadSetting("WABERY_PUBLIC_URL must be a URL such as https://wabery.example.com.")
         if not _GRAPH_URL.match(self.graph_url):
             raise BadSetting(
                 "WABERY_GRAPH_URL must be https, since access tokens go there; http only on loopback."
@@ -113,29 +128,82 @@ class Settings:
     @classmethod
     def load(cls, environ: Mapping[str, str]) -> Self:
         """Reads the environment and the TOML file. Raises BadSetting, also for a WABERY_ name that means nothing."""
-        given: dict[str, Any] = {}
-        path = environ.get("WABERY_CONFIG")
-        if path:
-            given |= _toml(Path(path))
-        known = {f.name for f in fields(cls)}
+        kinds = get_type_hints(cls)
+        path = environ.get("WABERY_CONFIG", "").strip()
+        values = (
+            {field: (f"{field} in {path}", value) for field, value in _toml(Path(path)).items()}
+            if path
+            else {}
+        )
+        for field, (named, _) in values.items():
+            if field not in kinds:
+                raise BadSetting(f"{named} is not a setting of Wabery.{_guess(field, kinds)}")
+        ignored = not_ours(environ)
+        given: dict[str, str] = {}
+        """Which variable each field was read from."""
         for name, value in environ.items():
             if name == "DATABASE_URL":
-                given.setdefault("database_url", value)
-            if not name.startswith("WABERY_") or name in _CLIENT_VARIABLES:
+                if value.strip():
+                    values.setdefault("database_url", (name, value))
+                continue
+            if not name.startswith("WABERY_") or name in _CLIENT_VARIABLES or name in ignored:
                 continue
             field = name.removeprefix("WABERY_").lower()
-            if field.endswith("_file") and field.removesuffix("_file") in known:
-                given[field.removesuffix("_file")] = _file(name, value)
-            elif field in known:
-                given[field] = value
-            else:
-                raise BadSetting(f"{name} is not a setting of Wabery; see the settings page for the list.")
-        hints = get_type_hints(cls)
-        for field in given:
-            if field not in known:
-                raise BadSetting(f"{field} in {path} is not a setting of Wabery.")
-        return cls(**{field: _read(field, value, hints[field]) for field, value in given.items()})
+            from_file = field not in kinds and field.endswith("_file")
+            field = field.removesuffix("_file") if from_file else field
+            if field not in kinds:
+                guess = _guess(name, [f"WABERY_{known.upper()}" for known in kinds])
+                raise BadSetting(
+                    f"{name} is not a setting of Wabery.{guess} The settings page lists them all."
+                )
+            if not value.strip():
+                continue
+            if field in given:
+                raise BadSetting(f"Both {given[field]} and {name} are set; set one of them.")
+            given[field] = name
+            values[field] = (name, _file(name, value.strip()) if from_file else value)
+        return cls(**{field: _read(named, value, kinds[field]) for field, (named, value) in values.items()})
 
+
+def not_ours(environ: Mapping[str, str]) -> list[str]:
+    """The names of variables in our namespace that Kubernetes, or Docker's links, have written for a service of our name."""
+    return [
+        name
+        for name, value in environ.items()
+        if _OF_A_SERVICE.fullmatch(name)
+        or (_SERVICE_PORT.fullmatch(name) and _SERVICE_URL.match(value.strip()))
+    ]
+
+
+_OF_A_SERVICE = re.compile(
+    r"WABERY(_[A-Z0-9_]+)??(_SERVICE_HOST|_SERVICE_PORT(_[A-Z0-9_]+)?|_PORT_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)"
+)
+_SERVICE_PORT = re.compile(r"WABERY(_[A-Z0-9_]+)?_PORT")
+_SERVICE_URL = re.compile(r"(tcp|udp|sctp)://")
+"""kubernetes.io: docs/concepts/services-networking/service, "Environment variables"."""
+
+
+def _guess(name: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(name, known, 1)
+    return f" Did you mean {near[0]}?" if near else ""
+
+
+def _is_web_address(text: str) -> bool:
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
+
+
+_AT_LEAST_ONE = (
+    "workers",
+    "max_connections",
+    "read_lanes",
+    "delivery_concurrency",
+    "delivery_per_endpoint",
+    "max_body",
+)
 
 _GRAPH_URL = re.compile(r"https://|http://(?:127\.0\.0\.1|localhost|\[::1\])(?::\d+)?(?:/|$)")
 _GRAPH_VERSION = re.compile(r"v[1-9][0-9]{0,3}\.[0-9]")
@@ -159,35 +227,61 @@ _CLIENT_VARIABLES = frozenset(
 
 def _toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as failure:
-        raise BadSetting(f"WABERY_CONFIG: {path} cannot be read: {failure}") from failure
+        return tomllib.loads(_text(path))
+    except (OSError, ValueError) as failure:
+        raise BadSetting(f"WABERY_CONFIG: {path} cannot be read: {_why(failure)}.") from failure
 
 
 def _file(name: str, value: str) -> str:
     try:
-        return Path(value).read_text().strip()
-    except OSError as failure:
-        raise BadSetting(f"{name}: {failure}") from failure
+        return _text(Path(value))
+    except (OSError, ValueError) as failure:
+        raise BadSetting(f"{name}: {value} cannot be read: {_why(failure)}.") from failure
 
 
-def _read(name: str, value: Any, hint: Any) -> Any:
+def _text(path: Path) -> str:
+    return path.read_text("utf-8").removeprefix("\ufeff")  # some editors put a byte order mark first
+
+
+def _why(failure: OSError | ValueError) -> str:
+    if isinstance(failure, OSError):
+        return failure.strerror or type(failure).__name__
+    return "it is not UTF-8 text" if isinstance(failure, UnicodeError) else str(failure).rstrip(".")
+
+
+def _read(named: str, value: Any, hint: Any) -> Any:
+    """`named` is what the person wrote: a variable, or a key of the file. No message shows the value of a secret."""
     kinds = get_args(hint) if type(None) in get_args(hint) else (hint,)
     kind = next(k for k in kinds if k is not type(None))
+    if isinstance(value, str):
+        value = value.strip()
+        if not value.isprintable() and not _MAY_HAVE_LINES.search(named):
+            raise BadSetting(f"{named} contains bytes that are not UTF-8 text, or control characters.")
     try:
         return _convert(value, kind)
-    except (ValueError, TypeError, KeyError) as failure:
-        raise BadSetting(
-            f"WABERY_{name.upper()}: {value!r} is not {_DESCRIBED.get(kind, kind)}: {failure}"
-        ) from failure
+    except BadSetting as failure:
+        raise BadSetting(f"{named}: {failure}") from None
+    except (ValueError, TypeError, KeyError, OverflowError) as failure:
+        shown = "the value" if kind is str else repr(value)[:80]
+        raise BadSetting(f"{named}: {shown} is not {_DESCRIBED[kind]}.") from failure
 
 
-_DESCRIBED = {int: "a whole number", bool: "true or false", timedelta: "a number of seconds", Path: "a path"}
+_MAY_HAVE_LINES = re.compile("(?i)secret_key_old")
+
+_DESCRIBED = {
+    str: "a text",
+    int: "a whole number",
+    bool: "true or false",
+    timedelta: "a number of seconds",
+    Path: "a path",
+    tuple[int, ...]: "a list of ports, separated by commas, or any",
+    tuple[Network, ...]: "a list of networks such as 10.0.0.0/8, separated by commas",
+}
 
 
 def _convert(value: Any, kind: Any) -> Any:
     if kind is bool and isinstance(value, str):
-        return {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}[value.lower()]
+        return _WORDS[value.lower()]
     if kind is timedelta:
         return timedelta(seconds=float(value))
     if kind == tuple[int, ...]:
@@ -195,10 +289,31 @@ def _convert(value: Any, kind: Any) -> Any:
             return None
         return tuple(int(part) for part in _parts(value))
     if kind == tuple[Network, ...]:
-        return tuple(ipaddress.ip_network(part) for part in _parts(value))
-    if kind is str and not isinstance(value, str):
-        raise TypeError("a text is expected")
+        return tuple(_network(part) for part in _parts(value))
+    if kind is str:
+        if not isinstance(value, str):
+            raise TypeError
+        return value
     return kind(value)
+
+
+_WORDS = {
+    "true": True,
+    "1": True,
+    "yes": True,
+    "on": True,
+    "false": False,
+    "0": False,
+    "no": False,
+    "off": False,
+}
+
+
+def _network(text: str) -> Network:
+    """A network, also where the address of a machine in it is written. Raises BadSetting for one that is all there is."""
+    if text == "*":
+        raise BadSetting("* would be every address. Name the networks, such as 10.0.0.0/8.")
+    return ipaddress.ip_network(text, strict=False)
 
 
 def _parts(value: Any) -> list[Any]:

@@ -23,6 +23,7 @@ from wabery._core import (
     Request,
     connection_error,
     is_loopback,
+    rejected_environment,
 )
 from wabery._logs import configure
 from wabery._views import (
@@ -41,6 +42,7 @@ from wabery.errors import APIConnectionError, UsageError
 from wabery.resources import Resources
 
 T = TypeVar("T")
+H = TypeVar("H")
 
 
 class _Client:
@@ -79,8 +81,7 @@ class Wabery(_Client, Resources[Sync]):
         configure()
         self._core = Core.configure(api_key, base_url, timeout, max_retries, default_headers)
         self._owns_http = http_client is None
-        # A proxy from the environment could not reach a server on this machine.
-        self._http = http_client or httpx2.Client(trust_env=not is_loopback(self._core.base_url))
+        self._http = http_client or _opened(httpx2.Client, self._core)
         super().__init__(_SyncTransport(self._core, self._http))
 
     @property
@@ -132,7 +133,7 @@ class AsyncWabery(_Client, Resources[Async]):
         configure()
         self._core = Core.configure(api_key, base_url, timeout, max_retries, default_headers)
         self._owns_http = http_client is None
-        self._http = http_client or httpx2.AsyncClient(trust_env=not is_loopback(self._core.base_url))
+        self._http = http_client or _opened(httpx2.AsyncClient, self._core)
         super().__init__(_AsyncTransport(self._core, self._http))
 
     @property
@@ -167,6 +168,16 @@ class AsyncWabery(_Client, Resources[Async]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
+
+
+def _opened(kind: Callable[..., H], core: Core) -> H:
+    """The HTTP library's client. It reads variables of the environment; raises UsageError naming one that it rejects."""
+    try:
+        # A proxy from the environment could not reach a server on this machine.
+        return kind(trust_env=not is_loopback(core.base_url))
+    except (ImportError, ValueError, OSError, TypeError, httpx2.InvalidURL) as cause:
+        message, hint = rejected_environment(cause)
+        raise UsageError(message, hint=hint) from cause
 
 
 class _SyncDriver:

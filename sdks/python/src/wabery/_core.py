@@ -350,9 +350,32 @@ def connection_error(
     reason = without_secrets(str(cause)).strip().rstrip(".") or type(cause).__name__
     if reached:
         return APIConnectionError(f"The connection to {host} broke before its answer was complete: {reason}.")
-    return APIConnectionError(
-        f"{host} could not be reached: {reason}.", hint="Is the server up, and is this its address?"
-    )
+    hint = "Is the server up, and is this its address?"
+    if proxies := [] if is_loopback(url) else _set(*_PROXIES):
+        hint = f"Requests go through the proxy of {' or '.join(proxies)}; is it up, and is this its address?"
+    return APIConnectionError(f"{host} could not be reached: {reason}.", hint=hint)
+
+
+_PROXIES = ("ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
+
+
+def _set(*names: str) -> list[str]:
+    return [name for name in names if os.environ.get(name)]
+
+
+def rejected_environment(cause: Exception) -> tuple[str, str]:
+    """Which variable of the environment the HTTP library rejects, and what to do. Values may hold a password: not shown."""
+    proxies = _set(*_PROXIES, "NO_PROXY", "no_proxy")
+    certificates = _set("SSL_CERT_FILE", "SSL_CERT_DIR")
+    socks = [name for name in proxies if os.environ[name].lower().startswith("socks")]
+    if isinstance(cause, ImportError) and socks:
+        return f"{socks[0]} names a SOCKS proxy, which needs the package socksio.", (
+            f"Install httpx2[socks], or unset {socks[0]}."
+        )
+    suspects = certificates if isinstance(cause, OSError) else proxies  # ssl.SSLError is an OSError
+    names = " or ".join(suspects or proxies or certificates) or "A variable of the environment"
+    what = "cannot be read as certificates" if suspects is certificates else "is not a proxy that can be used"
+    return f"{names} {what}.", f"Correct it, or unset it. The HTTP library says: {type(cause).__name__}."
 
 
 def _visible(name: str, value: object) -> str:

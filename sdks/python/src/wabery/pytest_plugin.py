@@ -80,7 +80,7 @@ def wabery_server() -> Iterator[WaberyServer]:
     folder = Path(tempfile.mkdtemp(prefix="wabery-"))
     try:
         with _running(folder) as told:
-            lines = Path(told["env_file"]).read_text().splitlines()
+            lines = Path(told["env_file"]).read_text("utf-8").splitlines()
             keys = {name: value for name, _, value in (line.partition("=") for line in lines)}
             with Wabery(keys["WABERY_API_KEY"], told["base_url"]) as client:
                 client.projects.update(
@@ -116,7 +116,12 @@ def _running(folder: Path) -> Iterator[dict[str, str]]:
     with (
         log.open("wb") as errors,
         subprocess.Popen(  # noqa: S603 (our own command)
-            words, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors, env=inherited, text=True
+            words,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            env=inherited,
+            encoding="utf-8",
         ) as process,
     ):
         assert process.stdout is not None
@@ -124,7 +129,7 @@ def _running(folder: Path) -> Iterator[dict[str, str]]:
             line = _first_line(process.stdout)
             if not line:
                 raise RuntimeError(
-                    f"`wabery dev` did not start; is wabery-server installed?\n{log.read_text()}"
+                    f"`wabery dev` did not start; is wabery-server installed?\n{log.read_text('utf-8', 'replace')}"
                 )
             yield json.loads(line)
         finally:

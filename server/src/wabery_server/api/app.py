@@ -20,7 +20,7 @@ import msgspec
 from starlette.routing import BaseRoute, Route, Router
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from wabery_server import errors, idempotency, ids, logs
+from wabery_server import errors, idempotency, ids, logs, metrics
 from wabery_server.accounts import Caller
 from wabery_server.accounts import Scope as KeyScope
 from wabery_server.api.call import Answer, Call, Headers, Stream, Write, gone
@@ -29,7 +29,7 @@ from wabery_server.db import Conflict, Tx
 from wabery_server.idempotency import Key, Stored
 from wabery_server.settings import Settings
 from wabery_server.web import Refusal, client_address
-from wabery_server.web.address import Network
+from wabery_server.web.address import Network, is_trusted
 
 VERSION = "2026-11-23"
 """`Wabery-Version`: every handler of this build answers with it."""
@@ -297,10 +297,18 @@ def edge_refusals(settings: Settings) -> Refusal:
 def _client_ip(scope: Scope, headers: Headers, trusted: tuple[Network, ...]) -> str:
     """The caller's address: the peer, or the last one that no trusted proxy vouches for."""
     peer = scope["client"][0] if scope.get("client") else ""
-    if not trusted:
-        return peer
     forwarded = b",".join(headers.all(b"x-forwarded-for")).decode("latin-1")
+    if not forwarded and not trusted:
+        return peer
+    if forwarded and not is_trusted(peer, trusted):
+        _UNTRUSTED.hit(peer=peer)
     return client_address(peer, forwarded, trusted)
+
+
+_UNTRUSTED = metrics.bound(
+    "forwarded_headers_untrusted",
+    "Requests with X-Forwarded-For from a peer that WABERY_TRUSTED_PROXIES does not name.",
+)
 
 
 async def _run(operation: Operation, call: Call) -> Answer:

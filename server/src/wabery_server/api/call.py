@@ -334,12 +334,36 @@ def _named(problem: str) -> errors.WaberyError:
             break
     path = path[:128]
     specific = _SPECIFIC.get(path)
+    wrong_type = _wrong_type(text, path)
     if specific is not None and not _MISSING_FIELD.search(problem):
-        return specific(param=path)
+        return specific(wrong_type, param=path)
+    if wrong_type is not None:
+        return errors.InvalidRequest(wrong_type, param=path or None)
     sentence = text[0].upper() + text[1:]
     return errors.InvalidRequest(
         f"{sentence}{f' (in {path})' if path and path not in sentence else ''}.", param=path or None
     )
+
+
+_WRONG_TYPE = re.compile(r"Expected `([^`]+)`, got `([^`]+)`")
+_TYPES = {
+    "str": "a string",
+    "int": "a whole number",
+    "float": "a number",
+    "bool": "true or false",
+    "object": "an object",
+    "array": "an array",
+    "null": "null",
+}
+
+
+def _wrong_type(problem: str, path: str) -> str | None:
+    """`customer_reference must be a string, not a whole number.` None when the type is not what is wrong."""
+    found = _WRONG_TYPE.match(problem)
+    if found is None:
+        return None
+    wanted, got = (" or ".join(_TYPES.get(one, one) for one in part.split(" | ")) for part in found.groups())
+    return f"{path or 'The body'} must be {wanted}, not {got}."
 
 
 _SPECIFIC: dict[str, type[errors.WaberyError]] = {

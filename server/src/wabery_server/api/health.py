@@ -3,9 +3,17 @@
 from wabery_server import errors
 from wabery_server.api.call import Answer, Call
 
+FORWARDED = "wabery-forwarded"
+
 
 async def live(call: Call) -> Answer:
-    """The process runs its event loop."""
+    """The process runs its event loop.
+
+    For `doctor`, a header says when the request came through a proxy whose `X-Forwarded-For` does not count.
+    """
+    forwarded = call.headers.get(b"x-forwarded-for")
+    if forwarded is not None and call.ip not in forwarded:
+        call.out.append((FORWARDED.encode(), b"untrusted"))
     return call.answer({"status": "ok"})
 
 

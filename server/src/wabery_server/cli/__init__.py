@@ -5,6 +5,7 @@ Bodies import what they need when they run: `--help` stays quick.
 """
 
 import asyncio
+import contextlib
 import os
 import sys
 from collections.abc import Callable, Coroutine
@@ -42,9 +43,25 @@ def examples(*lines: str) -> str:
 
 def main() -> None:
     """`python -m wabery_server`: these commands alone."""
+    from wabery.cli._world import guarded
+
     app = cyclopts.App(name="wabery-server")
     commands(app)
-    app()
+    sys.exit(guarded(lambda: _run(app)))
+
+
+def _run(app: cyclopts.App) -> int:
+    from wabery.cli._world import explained
+
+    try:
+        app()
+    except BrokenPipeError:
+        raise
+    except Exception as failure:
+        if (stopped := explained(failure)) is None:
+            raise
+        fail(stopped.message, stopped.code)
+    return 0
 
 
 def dev(
@@ -92,6 +109,7 @@ def serve(
     """
     import socket
 
+    from wabery_server import logs
     from wabery_server import main as house
 
     if workers is not None:
@@ -100,6 +118,9 @@ def serve(
     def body() -> None:
         settings = load()
         configure_logs(settings)
+        if fd is None and settings.public_url and not settings.trusted_proxies:
+            todo = "WABERY_PUBLIC_URL is set: name your proxy in WABERY_TRUSTED_PROXIES, or all visitors count as one address"
+            logs.log.warning("trusted_proxies_missing", extra={"facts": {"problem": todo}})
         if fd is None and settings.workers > 1:
             sys.exit(house.supervise(settings))
         if fd is None:
@@ -210,7 +231,7 @@ def openapi(*, check: Path | None = None) -> None:
     text = document()
     if check is None:
         sys.stdout.write(text)
-    elif not check.exists() or check.read_text() != text:
+    elif not check.exists() or check.read_text("utf-8") != text:
         fail(f"{check} is stale: run `make openapi`.", FAILED)
 
 
@@ -226,21 +247,29 @@ _EXAMPLES: dict[Callable[..., None], tuple[str, ...]] = {
 
 
 def load() -> "Settings":
-    """The settings of the environment; a bad one ends the command with one line."""
+    """The settings of the environment; a bad one ends the command with one line. Warnings go to stderr from here on."""
+    from wabery_server import logs
     from wabery_server.settings import BadSetting, Settings
 
+    logs.configure("warning")
     try:
-        return Settings.load(os.environ)
+        return Settings.load(environment())
     except BadSetting as failure:
         fail(str(failure), USAGE)
 
 
+def environment() -> dict[str, str]:
+    """The environment as UTF-8, whatever the locale: a secret must be the same text on every machine."""
+    return {name: os.fsencode(value).decode("utf-8", "surrogateescape") for name, value in os.environ.items()}
+
+
 def configure_logs(settings: "Settings") -> None:
     from wabery_server import logs
+    from wabery_server.settings import not_ours
 
-    if settings.log_level not in ("debug", "info", "warning", "error"):
-        fail("WABERY_LOG_LEVEL must be debug, info, warning or error.", USAGE)
     logs.configure(settings.log_level)
+    if ignored := not_ours(environment()):
+        logs.line("variables_ignored", names=ignored, reason="written for a Kubernetes service of this name")
 
 
 def run(main: "Coroutine[Any, Any, Any]") -> Any:
@@ -256,7 +285,8 @@ def say(text: str) -> None:
 
 
 def fail(text: str, code: int) -> NoReturn:
-    say(f"wabery: {text}")
+    with contextlib.suppress(OSError):  # the exit code still says it when stderr is full
+        say(f"wabery: {text}")
     sys.exit(code)
 
 
@@ -268,11 +298,20 @@ async def _on(ground: "Ground", body: "Callable[[Opened], Coroutine[Any, Any, No
 
 
 def _served(body: Callable[[], None]) -> None:
+    from wabery_server.errors import WaberyError
     from wabery_server.main import CannotStart
+    from wabery_server.secrets import Unsealable
+    from wabery_server.settings import BadSetting
 
     try:
         body()
+    except BadSetting as failure:
+        fail(str(failure), USAGE)
     except CannotStart as failure:
         fail(str(failure), UNREACHABLE)
+    except WaberyError as refusal:
+        fail(f"{refusal.message} {refusal.hint or ''}".strip(), FAILED)
+    except Unsealable as failure:
+        fail(str(failure), FAILED)
     except (KeyboardInterrupt, asyncio.CancelledError):
         sys.exit(130)

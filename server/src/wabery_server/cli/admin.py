@@ -592,6 +592,7 @@ def _operate(body: "Callable[[Opened], Awaitable[None]]") -> None:
     """Runs `body` on the opened installation; what goes wrong ends the command with one line and an exit code."""
     from wabery_server import errors, main
     from wabery_server.db import OPERATOR
+    from wabery_server.settings import BadSetting
 
     async def opened(ground: main.Ground) -> None:
         async with main.opened(ground, patience=OPERATOR) as installation:
@@ -600,6 +601,8 @@ def _operate(body: "Callable[[Opened], Awaitable[None]]") -> None:
     try:
         with main.ground(load()) as ground:
             run(opened(ground))
+    except BadSetting as failure:
+        fail(str(failure), USAGE)
     except main.CannotStart as failure:
         fail(str(failure), UNREACHABLE)
     except errors.WaberyError as refusal:
@@ -660,7 +663,7 @@ def _secret(what: str, file: Path | None) -> str:
 
     if file is not None:
         try:
-            return file.read_text().strip()
+            return file.read_text("utf-8-sig").strip()
         except OSError as failure:
             fail(f"{what}: {failure}", USAGE)
     return getpass.getpass(f"{what}: ") if sys.stdin.isatty() else sys.stdin.readline().strip()

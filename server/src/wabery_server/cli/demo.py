@@ -131,14 +131,14 @@ def _server(folder: Path) -> Iterator[dict[str, str]]:
     ]
     environ = {name: value for name, value in os.environ.items() if not name.startswith("WABERY_")}
     environ.pop("DATABASE_URL", None)
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environ) as process:  # noqa: S603  # ourselves
+    with subprocess.Popen(command, stdout=subprocess.PIPE, encoding="utf-8", env=environ) as process:  # noqa: S603  # ourselves
         try:
             line = process.stdout.readline() if process.stdout else ""
             if not line:
                 raise _Broken("`wabery dev` did not start")
             ready = json.loads(line)
             _step(f"wabery dev is ready at {ready['base_url']}")
-            lines = Path(ready["env_file"]).read_text().splitlines()
+            lines = Path(ready["env_file"]).read_text("utf-8").splitlines()
             yield dict(entry.split("=", 1) for entry in lines)
         finally:
             process.send_signal(signal.SIGTERM)

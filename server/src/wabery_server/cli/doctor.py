@@ -13,12 +13,13 @@ import aiohttp
 
 from wabery_server import accounts, contacts, errors, inbox, main, whatsapp
 from wabery_server.accounts import Channel, Project
-from wabery_server.cli import FAILED, load
+from wabery_server.api.health import FORWARDED
+from wabery_server.cli import FAILED, environment, load
 from wabery_server.cli import run as run_loop
 from wabery_server.db import Tx
 from wabery_server.main import Opened
 from wabery_server.secrets import Unsealable
-from wabery_server.settings import Settings
+from wabery_server.settings import Settings, not_ours
 from wabery_server.webhooks import UnsafeUrl, check_url, policy
 from wabery_server.whatsapp import State
 
@@ -58,7 +59,13 @@ def _healthy(checks: list[Check]) -> bool:
 
 def _run_checks() -> list[Check]:
     settings = load()
-    checks = [Check("settings", "ok", "every WABERY_ variable is known")]
+    ignored = not_ours(environment())
+    found = (
+        f"ignored, as Kubernetes wrote them: {', '.join(ignored)}"
+        if ignored
+        else "every WABERY_ variable is known"
+    )
+    checks = [Check("settings", "ok", found)]
     try:
         with main.ground(settings) as ground:
             checks.append(_where(ground))
@@ -106,7 +113,7 @@ async def _in_database(ground: main.Ground) -> list[Check]:
             checks += await _project(installation, project, ground.settings)
         checks += await _dropped(installation)
         checks += await _failed(installation)
-    checks.append(await _public_url(ground.settings))
+    checks += await _public_url(ground.settings)
     return checks
 
 
@@ -288,34 +295,38 @@ def _webhook(name: str, endpoint: accounts.Endpoint, project: Project, settings:
     return Check(name, "ok", "channel and webhook URL are set")
 
 
-async def _public_url(settings: Settings) -> Check:
+async def _public_url(settings: Settings) -> list[Check]:
     """Asks our own public URL as Meta would."""
-    url = settings.public_url
+    name, url = "public URL", settings.public_url
     if url is None:
-        return Check(
-            "public URL", "warning", "WABERY_PUBLIC_URL is not set", "Meta needs an https URL to send to."
-        )
+        todo = "Meta needs an https URL to send to."
+        return [Check(name, "warning", "WABERY_PUBLIC_URL is not set", todo)]
     if urlsplit(url).scheme != "https":
-        return Check(
-            "public URL",
-            "failed",
-            f"{url} is not https",
-            "Meta sends only to https with a trusted certificate.",
-        )
+        todo = "Meta sends only to https with a trusted certificate."
+        return [Check(name, "failed", f"{url} is not https", todo), *_proxies(settings)]
     try:
         async with (
             aiohttp.ClientSession(timeout=_PATIENCE) as web,
             web.get(f"{url.rstrip('/')}/livez") as answer,
         ):
             if answer.status != 200 or "wabery-version" not in answer.headers:
-                return Check(
-                    "public URL", "failed", f"{url} answers, but not as this server", "Check the proxy."
-                )
-            return _clock("public URL", parsedate_to_datetime(answer.headers["date"]))
+                found = f"{url} answers, but not as this server"
+                return [Check(name, "failed", found, "Check the proxy."), *_proxies(settings)]
+            clock = _clock(name, parsedate_to_datetime(answer.headers["date"]))
+            return [clock, *_proxies(settings, untrusted=answer.headers.get(FORWARDED) == "untrusted")]
     except (aiohttp.ClientError, TimeoutError, OSError, ssl.SSLError) as failure:
-        return Check(
-            "public URL",
-            "failed",
-            f"{url} cannot be reached: {type(failure).__name__}",
-            "Check DNS, TLS, proxy.",
-        )
+        found = f"{url} cannot be reached: {type(failure).__name__}"
+        return [Check(name, "failed", found, "Check DNS, TLS, proxy."), *_proxies(settings)]
+
+
+def _proxies(settings: Settings, *, untrusted: bool = False) -> list[Check]:
+    """Whether the server sees its clients' addresses. `untrusted`: a proxy passed on an address that did not count."""
+    if not untrusted and settings.trusted_proxies:
+        return []
+    found = (
+        "a proxy sends X-Forwarded-For, and WABERY_TRUSTED_PROXIES does not name it"
+        if untrusted
+        else "WABERY_PUBLIC_URL is set, and WABERY_TRUSTED_PROXIES is not"
+    )
+    todo = "Name the proxy's network in WABERY_TRUSTED_PROXIES; until then all visitors share the limits of one address."
+    return [Check("trusted proxies", "warning", found, todo)]

@@ -85,24 +85,34 @@ class Source:
     dsn: str | None = None
     parts: dict[str, object] = field(default_factory=dict, repr=False)
     patience: Patience = field(default_factory=Patience)
+    pooled: bool | None = None
+    """Whether a pooler in session mode stands between, which may drop or reject settings of the greeting: then we set them
+    with a statement. None: not known."""
 
     async def connect(self, *, timed: bool = True, **settings: str) -> "asyncpg.Connection[Row]":
         """`timed`: whether the driver gives up a statement by itself, with its connection."""
-        return await asyncpg.connect(
+        wanted = {
+            "application_name": "wabery",
+            "timezone": "UTC",
+            "jit": "off",
+            "random_page_cost": "1.1",  # solid state; at the default of 4 a queue without statistics is sorted whole
+            **self.patience.settings(),
+            **settings,
+        }
+        connection = await asyncpg.connect(
             self.dsn,
             **self.parts,
             timeout=5,
             command_timeout=self.patience.command.total_seconds() if timed else None,
             statement_cache_size=1000,  # a lane has one for each number of rows
-            server_settings={
-                "application_name": "wabery",
-                "timezone": "UTC",
-                "jit": "off",
-                "random_page_cost": "1.1",  # solid state; at the default of 4 a queue without statistics is sorted whole
-                **self.patience.settings(),
-                **settings,
-            },
+            server_settings={} if self.pooled else wanted,
         )
+        if self.pooled:
+            await connection.fetch(_SET, list(wanted), list(wanted.values()))
+        return connection
+
+
+_SET = "select set_config(name, value, false) from unnest($1::text[], $2::text[]) as wanted (name, value)"
 
 
 class Tx:

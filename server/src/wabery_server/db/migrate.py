@@ -42,7 +42,7 @@ def migrations() -> list[Migration]:
     found = []
     for path in sorted((HERE / "migrations").glob("*.sql")):
         number, _, name = path.stem.partition("_")
-        found.append(Migration(int(number), name, path.read_text()))
+        found.append(Migration(int(number), name, path.read_text("utf-8")))
     assert [m.version for m in found] == list(range(1, len(found) + 1)), (
         "migrations are numbered without gaps"
     )
@@ -71,7 +71,7 @@ async def migrate(connection: "asyncpg.Connection[Row]", *, from_schema: bool = 
     try:
         todo = await pending(connection)
         if todo and todo[0].version == 1 and from_schema:
-            await _apply(connection, (HERE / "schema.sql").read_text(), todo)
+            await _apply(connection, (HERE / "schema.sql").read_text("utf-8"), todo)
         else:
             for migration in todo:
                 await _apply(connection, migration.sql, [migration])

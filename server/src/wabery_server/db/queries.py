@@ -48,7 +48,7 @@ def parse(source: str) -> dict[str, Query]:
 def beside(module_file: str) -> SimpleNamespace:
     """The statements of the `.sql` file beside a module, as text under their names."""
     path = Path(module_file).with_suffix(".sql")
-    return SimpleNamespace(**{name: query.text for name, query in parse(path.read_text()).items()})
+    return SimpleNamespace(**{name: query.text for name, query in parse(path.read_text("utf-8")).items()})
 
 
 @cache

@@ -31,6 +31,15 @@ def client_address(peer: str, forwarded: str, trusted: Sequence[Network]) -> str
     return known
 
 
+def is_trusted(peer: str, trusted: Sequence[Network]) -> bool:
+    """Whether a peer may vouch for another address."""
+    try:
+        address = plain_address(peer)
+    except ValueError:
+        return False
+    return any(address in network for network in trusted)
+
+
 def plain_address(text: str) -> Address:
     """An address as such; an IPv4 one that came over an IPv6 socket is an IPv4 one. Raises ValueError."""
     address = ipaddress.ip_address(text)

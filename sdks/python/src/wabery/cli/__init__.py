@@ -7,14 +7,19 @@ point group `wabery.commands` and are loaded only when somebody asks for one of 
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
+
+from wabery.cli._world import guarded
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    return guarded(lambda: _run(words))
+
+
+def _run(words: list[str]) -> int:
     if words == ["--version"]:
         from wabery._version import __version__
 
@@ -27,11 +32,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("The command line is an extra: install it with  pip install 'wabery[cli]'", file=sys.stderr)
         return 1
-    try:
-        code = _app.run(words)
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Whoever read us has seen enough (`… list | head`). Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
-    return code
+    return _app.run(words)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import sys
@@ -12,6 +13,7 @@ from wabery.cli._exit import CommandError, Exit, code_of
 from wabery.cli._framework import SERVER, application, parse_and_run, prologue
 from wabery.cli._terminal import printable
 from wabery.cli._tree import EXAMPLES, GROUPS, SINGLE, Command
+from wabery.cli._world import explained
 from wabery.errors import APIError, WaberyError
 
 if TYPE_CHECKING:
@@ -55,7 +57,10 @@ def run(words: list[str]) -> int:
     except WaberyError as failed:
         _complain(as_json, message=failed.message, hint=failed.hint)
         return code_of(failed)
-    except Exception:  # noqa: BLE001 (the last resort: say it, redacted)
+    except Exception as failure:  # noqa: BLE001 (the last resort: say it, redacted)
+        if (known := explained(failure)) is not None:
+            _complain(as_json, message=known.message, hint=known.hint)
+            return known.code
         print(_trace(), file=sys.stderr)
         _complain(as_json, message="This is a bug in wabery.", hint="Please report it with the lines above.")
         return Exit.UNEXPECTED
@@ -129,15 +134,11 @@ def _complain(
     fields = {"error": code, "message": message, "hint": hint, "param": param, "request_id": request_id}
     fields["doc_url"] = doc_url
     if as_json:
-        print(
-            json.dumps({name: text for name, text in fields.items() if text}, ensure_ascii=False),
-            file=sys.stderr,
-        )
-        return
-    reference = ", ".join(part for part in (code, request_id) if part)
-    lines = [
-        f"error: {message}" + (f" (in {param})" if param else "") + (f" [{reference}]" if reference else ""),
-        hint,
-        doc_url,
-    ]
-    print("\n".join(printable(line) for line in lines if line), file=sys.stderr)
+        text = json.dumps({name: text for name, text in fields.items() if text}, ensure_ascii=False)
+    else:
+        reference = ", ".join(part for part in (code, request_id) if part)
+        where = (f" (in {param})" if param else "") + (f" [{reference}]" if reference else "")
+        lines = [f"error: {message}{where}", hint, doc_url]
+        text = "\n".join(printable(line) for line in lines if line)
+    with contextlib.suppress(OSError):  # the exit code still says it when stderr is full
+        print(text, file=sys.stderr)

@@ -81,7 +81,7 @@ class Store:
         self.profiles: dict[str, Profile] = {}
         self.current = "default"
         try:
-            content = json.loads(self.path.read_text())
+            content = json.loads(self.path.read_text("utf-8"))
             self.current = str(content["current"])
             self.profiles = {str(name): Profile(**profile) for name, profile in content["profiles"].items()}
         except FileNotFoundError:
@@ -106,7 +106,7 @@ class Store:
             "profiles": {name: asdict(one) for name, one in self.profiles.items()},
         }
         handle, name = tempfile.mkstemp(dir=self.path.parent)  # 0600 from the start
-        with os.fdopen(handle, "w") as file:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
             json.dump(content, file, indent=2)
         Path(name).replace(self.path)
 
@@ -203,7 +203,7 @@ def checked_url(url: Found) -> Found:
 def read_dev_env() -> Profile | None:
     """Key and server of the `wabery dev` that was started in this folder, if it is one."""
     try:
-        lines = DEV_ENV.read_text().splitlines()
+        lines = DEV_ENV.read_text("utf-8").splitlines()
     except (OSError, ValueError):
         return None
     values = dict(line.partition("=")[::2] for line in lines if not line.startswith("#"))
@@ -223,7 +223,7 @@ def origin_of(url: str) -> tuple[str, str | None, int | None]:
 def read_secret_file(path: Path) -> str:
     """The one line of a file, or of stdin for `-`, without white space around it. Raises CommandError."""
     try:
-        content = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text()
+        content = sys.stdin.read() if str(path) == "-" else path.expanduser().read_text("utf-8-sig")
     except (OSError, ValueError) as cause:
         why = cause.strerror if isinstance(cause, OSError) else "it is not text"
         raise CommandError(

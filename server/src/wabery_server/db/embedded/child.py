@@ -53,7 +53,7 @@ def _enter_namespace() -> None:
     uid, gid = os.geteuid(), os.getegid()
     _call("unshare", _CLONE_NEWUSER)
     for name, text in (("setgroups", "deny"), ("uid_map", f"1000 {uid} 1"), ("gid_map", f"1000 {gid} 1")):
-        Path("/proc/self", name).write_text(text)
+        Path("/proc/self", name).write_text(text, "ascii")
 
 
 def _call(name: str, *arguments: int) -> None:
