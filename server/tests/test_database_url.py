@@ -1,12 +1,14 @@
 """DATABASE_URL as libpq, managed services, poolers and ORMs write it."""
 
 import asyncio
+import contextlib
 import os
 import re
 import shutil
 import signal
 import socket
 import ssl
+import struct
 import subprocess
 import sys
 from collections.abc import AsyncIterator, Callable
@@ -18,6 +20,7 @@ import pytest
 from asyncpg import connect_utils
 from hypothesis import given
 from hypothesis import strategies as st
+from test_admin import Terminal
 
 from wabery_server.db import Database, Source, pooler
 from wabery_server.db.embedded import Embedded, child
@@ -337,6 +340,125 @@ async def test_a_pooler_that_keeps_sessions_is_used_with_our_settings(
     assert re.fullmatch(r"[1-9]\d*m?s", found["t"])
     assert on_lane is not None
     assert on_lane["s"] == "off"
+
+
+class Pooler:
+    """As PgBouncer behaves, for machines without it: no TLS, no settings in the greeting, transactions on shared sessions."""
+
+    def __init__(self, source: Source, *, transactions: bool) -> None:
+        self._parts = source.parts
+        self._transactions = transactions
+        self._shared: Session | None = None
+        self._turn = asyncio.Lock()
+        self._sessions: list[Session] = []
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncIterator[str]:
+        """Gives the URL to connect to."""
+        server = await asyncio.start_server(self.serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        yield f"postgresql://{self._parts['user']}@127.0.0.1:{port}/d?sslmode=disable"
+        server.close()
+        for session in self._sessions:
+            await session.close()
+
+    async def _open(self) -> "Session":
+        self._sessions.append(await Session.opened(self._parts))
+        return self._sessions[-1]
+
+    async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            await _greet(reader, writer)
+            own = None if self._transactions else await self._open()
+            while True:
+                message = await _message(reader)
+                async with self._turn if self._transactions else contextlib.nullcontext():
+                    session = own or self._shared or await self._open()
+                    self._shared = None if own else session
+                    session.client = writer
+                    while await session.take(message) != b"I":
+                        message = await _message(reader)
+        writer.close()
+
+
+class Session:
+    """A connection to the server, lent to one client after the other."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.client: asyncio.StreamWriter | None = None
+        self._reader, self._writer = reader, writer
+        self._states: asyncio.Queue[bytes] = asyncio.Queue()
+        self._pump = asyncio.create_task(self._answers())
+
+    @classmethod
+    async def opened(cls, at: dict[str, object]) -> "Session":
+        if not str(at["host"]).startswith("/"):
+            pytest.skip("the run's PostgreSQL has no socket")
+        reader, writer = await asyncio.open_unix_connection(f"{at['host']}/.s.PGSQL.{at['port']}")
+        text = f"user\0{at['user']}\0database\0{at['database']}\0\0".encode()
+        writer.write(struct.pack("!II", len(text) + 8, 3 << 16) + text)
+        while (await _message(reader))[:1] != b"Z":
+            pass
+        return cls(reader, writer)
+
+    async def close(self) -> None:
+        self._writer.close()
+        await self._pump
+
+    async def take(self, message: bytes) -> bytes:
+        """Hands a message on; after one that asks for it, waits until the server is ready and returns its state."""
+        if message[:1] == b"X":
+            raise ConnectionError
+        self._writer.write(message)
+        return await self._states.get() if message[:1] in b"QS" else b""
+
+    async def _answers(self) -> None:
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            while True:
+                answer = await _message(self._reader)
+                assert self.client is not None
+                self.client.write(answer)
+                if answer[:1] == b"Z":
+                    self._states.put_nowait(answer[5:])
+
+
+async def _greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    (size,) = struct.unpack("!I", await reader.readexactly(4))
+    given = (await reader.readexactly(size - 4))[4:].split(b"\0")[:-2:2]
+    allowed = {b"user", b"database", b"client_encoding", b"application_name", b"TimeZone", b"timezone"}
+    if unknown := set(given) - allowed:
+        text = b"SFATAL\0C08P01\0Munsupported startup parameter: " + min(unknown) + b"\0\0"
+        writer.write(b"E" + struct.pack("!I", len(text) + 4) + text)
+        await writer.drain()
+        raise ConnectionError
+    for name, value in ((b"server_version", b"18.6"), (b"client_encoding", b"UTF8"), (b"TimeZone", b"UTC")):
+        text = name + b"\0" + value + b"\0"
+        writer.write(b"S" + struct.pack("!I", len(text) + 4) + text)
+    writer.write(b"R" + struct.pack("!II", 8, 0) + b"K" + struct.pack("!III", 12, 4711, 1) + b"Z\0\0\0\5I")
+
+
+async def _message(reader: asyncio.StreamReader) -> bytes:
+    head = await reader.readexactly(5)
+    return head + await reader.readexactly(struct.unpack("!I", head[1:])[0] - 4)
+
+
+@pytest.mark.parametrize("transactions", [True, False])
+async def test_a_pooler_is_told_by_what_it_does(source: Source, transactions: bool) -> None:
+    async with Pooler(source, transactions=transactions).listening() as url:
+        through = Source(dsn=url)
+        with pytest.raises(pooler.TransactionPooling) if transactions else contextlib.nullcontext():
+            await pooler.check(through)
+
+    assert through.pooled
+
+
+async def test_a_server_behind_a_pooler_in_transaction_mode_does_not_start(source: Source) -> None:
+    async with Pooler(source, transactions=True).listening() as url:
+        ran = await Terminal(source, DATABASE_URL=url).run(command="serve")
+
+    assert ran.code == 7
+    assert "pooler in transaction mode" in ran.talk
+    assert len(ran.talk.strip().splitlines()) == 1
 
 
 async def test_without_a_pooler_one_connection_is_enough(source: Source) -> None:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from small_server import SmallServer
@@ -68,6 +69,27 @@ def test_a_client_names_the_variable_that_the_http_library_rejects(
     assert PASSWORD not in f"{refused.value} {refused.value.hint}"
     local = kind(server.secret_key, server.base_url)  # a server on this machine needs none of these
     local.close() if isinstance(local, Wabery) else asyncio.run(local.close())
+
+
+@pytest.mark.parametrize(
+    ("given", "says"),
+    [
+        ({"api_key": b"wab_test_x"}, "api_key must be str, not bytes"),
+        ({"api_key": bytearray(b"wab_test_x")}, "api_key must be str, not bytearray"),
+        ({"api_key": ["wab_test_x"]}, "api_key must be str, not list"),
+        ({"base_url": b"http://127.0.0.1/v1"}, "base_url must be str, not bytes"),
+        ({"base_url": Path("/v1")}, "base_url must be str, not PosixPath"),
+        ({"timeout": "30"}, "timeout must be int or float, not str"),
+        ({"timeout": True}, "timeout must be int or float, not bool"),
+        ({"max_retries": "2"}, "max_retries must be int, not str"),
+    ],
+)
+@pytest.mark.parametrize("kind", [Wabery, AsyncWabery])
+def test_an_argument_of_another_type_is_named(
+    server: SmallServer, given: dict[str, Any], says: str, kind: type[Wabery]
+) -> None:
+    with pytest.raises(UsageError, match=says):
+        kind(**{"api_key": server.secret_key, **given})
 
 
 def test_a_server_that_is_not_reached_through_a_proxy_names_the_proxy(server: SmallServer) -> None:

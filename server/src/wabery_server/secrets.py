@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
-from wabery_server import ids, logs
+from wabery_server import ids, logs, metrics
 from wabery_server.tokens import PREFIX
 
 MIN_SECRET_BYTES = 32
@@ -168,8 +168,6 @@ class Keyring:
         self.current = current
         self._by_version = {**(others or {}), current.version: current}
         self._noted: set[str] = set()
-        self.unreadable = 0
-        """How many times a row could not be read since the process started."""
 
     def versions(self) -> list[Subkeys]:
         """All of them, the current one first."""
@@ -227,7 +225,7 @@ class Keyring:
         return Keyring(self.current.as_version(current), others)
 
     def _unreadable(self, of: str, version: int, why: str) -> "Unsealable":
-        self.unreadable += 1
+        _UNREADABLE.add()
         what, _, row = of.partition(":")
         row = row.partition(":")[0]
         if (key := f"{what}:{row}:{version}") not in self._noted and len(self._noted) < _MOST_NOTED:
@@ -237,6 +235,9 @@ class Keyring:
         return Unsealable(f"{what} of {row}: {why}")
 
 
+_UNREADABLE = metrics.counter(
+    "rows_unreadable", "Reads of a row that the secrets of this process do not open."
+)
 _MOST_NOTED = 10_000
 """Rows whose failure is logged; more of them are only counted."""
 

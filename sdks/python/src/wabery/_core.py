@@ -164,6 +164,10 @@ class Core:
         headers: Mapping[str, str] | None,
     ) -> Core:
         """Fill in from the environment what was not given. Raises UsageError for what cannot work."""
+        _must_be("api_key", api_key, str)
+        _must_be("base_url", base_url, str)
+        _must_be("timeout", timeout, int, float)
+        _must_be("max_retries", max_retries, int)
         key = (api_key or os.environ.get("WABERY_API_KEY") or "").strip()
         if not key:
             raise UsageError("No API key was given.", hint="Pass api_key=… or set WABERY_API_KEY.")
@@ -354,6 +358,14 @@ def connection_error(
     if proxies := [] if is_loopback(url) else _set(*_PROXIES):
         hint = f"Requests go through the proxy of {' or '.join(proxies)}; is it up, and is this its address?"
     return APIConnectionError(f"{host} could not be reached: {reason}.", hint=hint)
+
+
+def _must_be(name: str, value: object, *kinds: type) -> None:
+    """Raises UsageError for another type than these, or None. The value is not shown: it may be a secret."""
+    if value is not None and (not isinstance(value, kinds) or isinstance(value, bool)):
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        hint = "Decode it first." if isinstance(value, bytes | bytearray) else None
+        raise UsageError(f"{name} must be {wanted}, not {type(value).__name__}.", hint=hint)
 
 
 _PROXIES = ("ALL_PROXY", "all_proxy", "HTTPS_PROXY", "https_proxy", "HTTP_PROXY", "http_proxy")
