@@ -280,7 +280,7 @@ SAMPLES: dict[str, list[tuple[object, ...]]] = {
     "accounts/unroutable.sql:forget": [(OLD,)],
     "accounts/unroutable.sql:any_unroutable": [(OLD, 11)],
     "api/readiness.sql:mark": [(1, NEW)],
-    "contacts.sql:holder": [(P, "bsuid", ["p", "w"], "bsuid11"), (P, "phone", [""], "phone11")],
+    "contacts.sql:holder": [(P, "bsuid", "w", "bsuid11"), (P, "phone", "", "phone11")],
     "contacts.sql:lock": [(P, name("contact", ROW))],
     "contacts.sql:find": [(P, name("contact", 11))],
     "contacts.sql:insert_contact": [(P, name("contact", FRESH), None, None, None, NEW)],

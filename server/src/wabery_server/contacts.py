@@ -491,9 +491,10 @@ async def _known(
     counts. Raises Conflict when they differ, for then the right contact may not be locked.
     """
     wanted = [
-        (project_id, kind, sender.scopes_of(kind), value)
+        (project_id, kind, scope, value)
         for sender in senders
         for project_id, kind, value in sender.names
+        for scope in sender.scopes_of(kind)
     ]
     held = await tx.rows_each(sql.holder, wanted)
     owners = {(row["project_id"], row["kind"], row["scope"], row["value"]): row["contact_id"] for row in held}

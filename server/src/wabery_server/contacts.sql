@@ -1,13 +1,13 @@
 -- name: holder, hot
--- In whichever of the scopes. `offset 0` does what `limit 1` does elsewhere: each row is looked up by its key.
+-- A row for each scope: a look-up by an array of scopes costs four times as much.
 select i.project_id, i.kind, i.scope, i.value, i.contact_id
-from (values ($1::text, $2::text, $3::text[], $4::text)) w (project_id, kind, scopes, value)
+from (values ($1::text, $2::text, $3::text, $4::text)) w (project_id, kind, scope, value)
 cross join lateral (
     select i.project_id, i.kind, i.scope, i.value, i.contact_id
     from identifiers i
-    where i.project_id = w.project_id and i.kind = w.kind and i.scope = any(w.scopes) and i.value = w.value
+    where i.project_id = w.project_id and i.kind = w.kind and i.scope = w.scope and i.value = w.value
       and i.superseded_at is null
-    offset 0) i;
+    limit 1) i;
 
 -- name: lock, hot
 -- In the order of the rows that are asked for.
