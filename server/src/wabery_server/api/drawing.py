@@ -1,7 +1,8 @@
 """QR codes, drawn so that other requests do not wait for them.
 
-Drawing one takes about half a millisecond of this process's only processor. Codes are therefore drawn for two milliseconds at
-most between two turns of the event loop, and those who want many take turns with those who want one.
+Drawing the code of a usual link takes half a millisecond, of the longest one six. The library holds the interpreter's lock
+meanwhile, so a thread would not help. Codes are therefore drawn for two milliseconds at most between two turns of the event
+loop, or one code if that takes longer, and callers that want many take turns with those that want one.
 """
 
 import asyncio
@@ -11,10 +12,12 @@ import time
 from collections import OrderedDict, deque
 from collections.abc import Hashable
 
-from wabery_server.api import qr
+import zxingcpp
 
 _QUIET = 4
 """Light modules around a code (ISO/IEC 18004, 9.1)."""
+_BITS = bytes.maketrans(b"\x00\xff", b"10")
+"""From the pixels of an image: 1 is dark."""
 _dark_runs = re.compile("1+").finditer
 
 Code = dict[str, object]
@@ -61,11 +64,21 @@ class Drawer:
 
 
 def draw(link: str) -> Code:
-    """`modules`: rows of bits, most significant first, each row padded to bytes, base64. Four quiet modules are yours."""
-    rows = qr.make(link)
+    """`modules`: rows of bits, most significant first, each row padded to bytes, base64. Without the quiet zone."""
+    rows = _rows(link)
     width = (len(rows) + 7) // 8
     packed = b"".join(int(row.ljust(width * 8, "0"), 2).to_bytes(width) for row in rows)
     return {"size": len(rows), "modules": base64.b64encode(packed).decode(), "svg": _svg(rows)}
+
+
+def _rows(link: str) -> list[str]:
+    """The rows of the smallest code that holds the link at error correction level M, each a string of 0 and 1."""
+    code = zxingcpp.create_barcode(link, zxingcpp.BarcodeFormat.QRCode, ec_level="M")
+    image = code.to_image(add_quiet_zones=False)  # one byte for each module
+    pixels = memoryview(image).tobytes()  # type: ignore[arg-type]  # its stub leaves out the buffer
+    bits = pixels.translate(_BITS).decode()
+    size: int = image.shape[0]
+    return [bits[start : start + size] for start in range(0, len(bits), size)]
 
 
 def _svg(rows: list[str]) -> str:
