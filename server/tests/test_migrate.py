@@ -15,6 +15,7 @@ from wabery_server.db import Row, Source
 from wabery_server.db import migrate as room
 from wabery_server.db.embedded import Embedded
 from wabery_server.db.migrate import Migration, MigrationError, migrate, migrations, pending
+from wabery_server.main import CannotStart, explained
 
 EMPTY = "select count(*) = 0 from pg_class where relnamespace = 'public'::regnamespace"
 
@@ -132,6 +133,45 @@ async def test_an_unreachable_database_is_one_line(empty: Source) -> None:
     assert ended.code == 7
     assert ended.said.startswith("wabery: The database cannot be reached: ")
     assert ended.said.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "words", [["migrate"], ["migrate", "--check"], ["serve"], ["worker"], ["admin", "projects", "list"]]
+)
+async def test_a_role_without_rights_is_one_line(
+    empty: Source, connection: "asyncpg.Connection[Row]", words: list[str]
+) -> None:
+    await migrate(connection)
+    role = f"r_{uuid4().hex}"
+    await connection.execute(f"create role {role} login")
+
+    ended = await wabery(Source(parts={**empty.parts, "user": role}), *words)
+
+    await connection.execute(f"drop role {role}")
+    assert ended.code == 7
+    assert ended.said == (
+        "wabery: The role of DATABASE_URL lacks rights in the database: permission denied for table "
+        "schema_migrations. Use the role that ran `wabery migrate`, or grant these rights.\n"
+    )
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        asyncpg.InternalClientError("cannot switch to state 11; another operation (2) is in progress"),
+        asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation"),
+        asyncpg.InterfaceError("connection is closed"),
+        asyncpg.AdminShutdownError("terminating connection due to administrator command"),
+    ],
+)
+def test_a_database_that_is_lost_during_the_start_is_no_bug(failure: Exception) -> None:
+    with pytest.raises(CannotStart, match="was lost, or refuses"), explained():
+        raise failure
+
+
+def test_a_statement_that_is_wrong_stays_a_bug() -> None:
+    with pytest.raises(asyncpg.UndefinedTableError), explained():
+        raise asyncpg.UndefinedTableError("relation does not exist")
 
 
 async def test_a_step_that_fails_leaves_the_steps_before_it_and_nothing_of_itself(

@@ -32,6 +32,7 @@ from wabery_server.db.aside import CONNECTIONS as ASIDE
 from wabery_server.db.embedded import Embedded, EmbeddedError, Folder, UntrustedFolder, default_directory
 from wabery_server.db.migrate import MigrationError, migrate, pending
 from wabery_server.db.signals import Signals
+from wabery_server.db.verdicts import Verdict, verdict
 from wabery_server.secrets import BadSecret, Keyring, Subkeys
 from wabery_server.settings import BadSetting, Settings
 from wabery_server.web import BACKLOG, Server, raise_descriptor_limit
@@ -177,12 +178,13 @@ async def opened(
     connection = await connected(made)
     try:
         pool_size = made.settings.max_connections
-        if serving:
-            pool_size = fitting_pool(made.settings, await _allowed_connections(connection))
-        if made.embedded is not None:
-            await migrate(connection)
-        elif lacking := await pending(connection):
-            raise CannotStart(f"The database lacks {len(lacking)} migrations: run `wabery migrate`.")
+        with explained():
+            if serving:
+                pool_size = fitting_pool(made.settings, await _allowed_connections(connection))
+            if made.embedded is not None:
+                await migrate(connection)
+            elif lacking := await pending(connection):
+                raise CannotStart(f"The database lacks {len(lacking)} migrations: run `wabery migrate`.")
     except MigrationError as failure:
         raise CannotStart(str(failure)) from failure
     finally:
@@ -192,7 +194,10 @@ async def opened(
         made.source.patience = patience
     async with Database(made.source, pool_size=pool_size) as database:
         try:
-            found = await database.run(lambda tx: accounts.open_installation(tx, made.keyring, clock.now()))
+            with explained():
+                found = await database.run(
+                    lambda tx: accounts.open_installation(tx, made.keyring, clock.now())
+                )
         except BadSecret as failure:
             raise CannotStart(str(failure)) from failure
         yield Opened(database, found.keyring, clock, found.organization_id)
@@ -276,6 +281,23 @@ async def connected(made: Ground) -> "asyncpg.Connection[Row]":
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as failure:
         reason = (str(failure) or type(failure).__name__).splitlines()[0]
         raise CannotStart(f"The database cannot be reached: {reason}") from failure
+
+
+@contextmanager
+def explained() -> Iterator[None]:
+    """Turns what the database refuses, or its loss, into CannotStart; a statement that is wrong itself stays a bug."""
+    try:
+        yield
+    except asyncpg.InsufficientPrivilegeError as failure:
+        raise CannotStart(
+            f"The role of DATABASE_URL lacks rights in the database: {failure}. "
+            "Use the role that ran `wabery migrate`, or grant these rights."
+        ) from failure
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError) as failure:
+        if verdict(failure) in (Verdict.BUG, Verdict.DATA):
+            raise
+        reason = (str(failure) or type(failure).__name__).splitlines()[0]
+        raise CannotStart(f"The database was lost, or refuses: {reason}. Try again.") from failure
 
 
 def _source(database_url: str) -> Source:

@@ -182,7 +182,8 @@ def migrate(
     async def body(ground: house.Ground) -> int:
         connection = await house.connected(ground)
         try:
-            todo = await (pending(connection) if check else bring(connection))
+            with house.explained():
+                todo = await (pending(connection) if check else bring(connection))
         except MigrationError as failure:
             raise house.CannotStart(str(failure)) from failure
         finally:

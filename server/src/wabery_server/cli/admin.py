@@ -596,7 +596,8 @@ def _operate(body: "Callable[[Opened], Awaitable[None]]") -> None:
 
     async def opened(ground: main.Ground) -> None:
         async with main.opened(ground, patience=OPERATOR) as installation:
-            await body(installation)
+            with main.explained():
+                await body(installation)
 
     try:
         with main.ground(load()) as ground:

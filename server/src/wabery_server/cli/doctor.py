@@ -67,7 +67,7 @@ def _run_checks() -> list[Check]:
     )
     checks = [Check("settings", "ok", found)]
     try:
-        with main.ground(settings) as ground:
+        with main.ground(settings) as ground, main.explained():
             checks.append(_where(ground))
             checks += run_loop(_in_database(ground))
             return checks
