@@ -858,3 +858,43 @@ async def test_no_path_and_no_header_breaks_the_server(
             answer.body.get("param"),
             served="wabery-version" in answer.headers,
         )
+
+
+async def test_what_is_wrong_with_a_field_is_said_in_words(app: App, acme: Tenant) -> None:
+    async def said(method: str, path: str, body: dict[str, Any] | bytes) -> tuple[str, str, str]:
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        answer = await app.call(method, path, acme.secret_key, data=raw, headers=JSON)
+        assert answer.status == 400
+        return answer.body["error"], answer.body["param"], answer.body["message"]
+
+    project = f"/v1/projects/{acme.project.id}"
+    number = b'{"customer_reference": "a", "metadata": {"a": %s}}' % (b"9" * 5000)
+    assert await said("POST", INTENTS, {"f" * 5000: 1}) == (
+        "invalid_request", "f" * 128, f"There is no field '{'f' * 64}' here.",
+    )  # fmt: skip
+    assert await said("PATCH", project, {"webhook_secret": "short"}) == (
+        "invalid_request", "webhook_secret", "webhook_secret must have at least 8 characters.",
+    )  # fmt: skip
+    assert await said("POST", INTENTS, {"customer_reference": "a", "locale": "x" * 99}) == (
+        "invalid_request", "locale", "locale must have at most 35 characters.",
+    )  # fmt: skip
+    assert await said("POST", "/v1/api-keys", {"name": "a", "kind": "secret", "expires_at": "2030-01-01T00:00:00"}) == (
+        "invalid_request", "expires_at", "expires_at must be a time with its offset, such as 2026-06-27T00:00:00Z.",
+    )  # fmt: skip
+    assert await said("PATCH", f"/v1/channels/{acme.channel.id}", {"portfolio_id": ""}) == (
+        "invalid_request", "portfolio_id", "portfolio_id must match ^[0-9]+$.",
+    )  # fmt: skip
+    assert await said("POST", INTENTS, number) == (
+        "invalid_metadata", "metadata[...]", "Integer value out of range (in metadata[...]).",
+    )  # fmt: skip
+
+
+async def test_a_header_that_counts_once_is_refused_twice(app: App, acme: Tenant) -> None:
+    for name in ("Origin", "Idempotency-Key", "x-wabery-client-secret"):
+        headers = {"x-wabery-publishable-key": acme.publishable_key, name: "a", name.upper() + " ": "b"}
+        raw = request("GET", f"{INTENTS}/{SOME_ID}", headers).replace(b" : b", b": b")
+        answer = await on_the_wire(app, raw)
+        assert (
+            refusal(answer, 400, "invalid_request")["message"]
+            == f"There is more than one {name.lower()} header."
+        )

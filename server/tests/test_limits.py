@@ -493,6 +493,25 @@ async def test_a_page_reads_an_intent_so_often(app: App, acme: Tenant) -> None:
     assert (await app.call("GET", path, acme.publishable_key)).status == 200
 
 
+async def test_strangers_who_know_an_id_do_not_use_up_its_holder_s_reads_and_places(
+    app: App, acme: Tenant
+) -> None:
+    app.service.polls = Limit("polls", 12, 60, now=Seconds())
+    intent = await app.mint(acme.publishable_key)
+    path = f"{INTENTS}/{intent['id']}"
+    holder = {"x-wabery-client-secret": intent["client_secret"]}
+    strangers = [
+        asyncio.create_task(app.call("GET", f"{path}?wait=2", acme.publishable_key)) for _ in range(13)
+    ]
+    done, _ = await asyncio.wait(strangers, return_when=asyncio.FIRST_COMPLETED)
+
+    assert {task.result().status for task in done} == {429}
+    assert (await app.call("GET", f"{path}?wait=1", acme.publishable_key, headers=holder)).status == 200
+    assert (await app.call("GET", f"{path}?wait=1", acme.secret_key)).status == 200
+    statuses = sorted([reply.status for reply in await asyncio.gather(*strangers)])
+    assert statuses == [200] * 10 + [429] * 3
+
+
 async def test_a_server_reads_an_intent_so_often(app: App, acme: Tenant, globex: Tenant) -> None:
     app.service.secret_polls = Limit("polls", 2, 60, now=Seconds())
     intent = await app.mint(acme.secret_key)

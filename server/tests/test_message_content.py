@@ -208,7 +208,7 @@ def leaves(token: str) -> "st.SearchStrategy[Any]":
          token.replace("_", "-"), "\u200b".join(token), json.dumps({"code": token})]
     )  # fmt: skip
     names = st.sampled_from(
-        ["body", "title", "caption", "url", "name", "description", "address", "new", "source_url"]
+        ["body", "title", "caption", "url", "name", "description", "address", "new", "source_url", TOKEN]
     )
     inner = texts | st.integers() | st.booleans() | st.none()
     return st.recursive(

@@ -646,7 +646,7 @@ def _redacted(value: object, redacted: Mapping[str, str]) -> object:
     if isinstance(value, list):
         return [_redacted(item, redacted) for item in value]
     if isinstance(value, dict):
-        return {key: _redacted_field(key, item, redacted) for key, item in value.items()}
+        return {tokens.redact(key): _redacted_field(key, item, redacted) for key, item in value.items()}
     return value
 
 

@@ -66,7 +66,7 @@ class Settings:
     secret_key_per_second: int = 10_000
     """Requests with one secret key."""
     polls_per_minute: int = 120
-    """Reads of one intent with publishable keys, opened streams included."""
+    """Reads of one intent with publishable keys, opened streams included; those with its client secret are counted apart."""
     secret_polls_per_minute: int = 600
     """Reads of one intent with secret keys, opened streams included."""
     public_reads_per_minute: int = 600

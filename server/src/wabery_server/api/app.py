@@ -37,7 +37,7 @@ VERSION = "2026-11-23"
 PUBLISHABLE_KEY = "x-wabery-publishable-key"
 CLIENT_SECRET = "x-wabery-client-secret"
 _PUBLISHABLE_KEY = PUBLISHABLE_KEY.encode()
-_CREDENTIALS = (b"authorization", _PUBLISHABLE_KEY, CLIENT_SECRET.encode())
+_SINGLE = (b"authorization", _PUBLISHABLE_KEY, CLIENT_SECRET.encode(), b"origin", b"idempotency-key")
 _EXPOSED = (
     "Retry-After, RateLimit, RateLimit-Policy, ETag, Idempotency-Replayed, Wabery-Version, Wabery-Request-Id"
 )
@@ -212,9 +212,9 @@ async def identify(
     Raises errors.InvalidRequest, MissingApiKey, InvalidApiKey, KeyExpired, SecretKeyInBrowser, OriginRequired,
     OriginNotAllowed, InsufficientScope, RateLimited.
     """
-    # A proxy may read the first of two keys and this server the last.
-    if (twice := headers.repeated(_CREDENTIALS)) is not None:
-        raise errors.InvalidRequest(f"There is more than one {twice} header.", hint="Send one key.")
+    # A proxy may read the first of two and this server the last.
+    if (twice := headers.repeated(_SINGLE)) is not None:
+        raise errors.InvalidRequest(f"There is more than one {twice} header.", hint="Send it once.")
     authorization = headers.get(b"authorization")
     publishable = headers.get(_PUBLISHABLE_KEY)
     origin = headers.get(b"origin")

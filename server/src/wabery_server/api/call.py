@@ -333,9 +333,14 @@ def _named(problem: str) -> errors.WaberyError:
             path = f"{path}.{field[1]}" if path else field[1]
             break
     path = path[:128]
-    specific = _SPECIFIC.get(path)
-    wrong_type = _wrong_type(text, path)
+    if field := _UNKNOWN_FIELD.search(problem):
+        return errors.InvalidRequest(f"There is no field {field[1][:64]!r} here.", param=path)
+    root = re.split(r"[.\[]", path, maxsplit=1)[0]
+    specific = _SPECIFIC.get(root)
+    wrong_type = _wrong_type(text, path) or _wrong_form(text, path)
     if specific is not None and not _MISSING_FIELD.search(problem):
+        if wrong_type is None and path != root:
+            wrong_type = f"{text} (in {path})."
         return specific(wrong_type, param=path)
     if wrong_type is not None:
         return errors.InvalidRequest(wrong_type, param=path or None)
@@ -354,6 +359,7 @@ _TYPES = {
     "object": "an object",
     "array": "an array",
     "null": "null",
+    "datetime": "a time such as 2026-06-27T00:00:00Z",
 }
 
 
@@ -364,6 +370,25 @@ def _wrong_type(problem: str, path: str) -> str | None:
         return None
     wanted, got = (" or ".join(_TYPES.get(one, one) for one in part.split(" | ")) for part in found.groups())
     return f"{path or 'The body'} must be {wanted}, not {got}."
+
+
+_WRONG_FORM = re.compile(
+    r"Expected `(\w+)` (?:of length ([<>])= (\d+)|matching regex '(.*)'|with a timezone component)"
+)
+
+
+def _wrong_form(problem: str, path: str) -> str | None:
+    """`name must have at most 200 characters.` None when neither the length nor the form is what is wrong."""
+    found = _WRONG_FORM.match(problem)
+    if found is None or path in _SPECIFIC:
+        return None
+    kind, bound, length, pattern = found.groups()
+    if length is not None:
+        what = {"str": "character", "array": "item"}.get(kind, "field") + ("" if length == "1" else "s")
+        return f"{path} must have at {'most' if bound == '<' else 'least'} {length} {what}."
+    if pattern is not None:
+        return f"{path} must match {pattern.replace('(?!' + chr(92) * 2 + 'n)', '')}."
+    return f"{path} must be a time with its offset, such as 2026-06-27T00:00:00Z."
 
 
 _SPECIFIC: dict[str, type[errors.WaberyError]] = {

@@ -142,8 +142,8 @@ async def get(call: Call) -> Answer:
     view = _view(call, intent_id)
     wait = call.number("wait", 0, 0, MAX_WAIT)
     include = _include(call)
-    _count_read(call, intent_id)
-    place = _place(call, intent_id) if wait else None
+    _count_read(call, intent_id, view)
+    place = _place(call, intent_id, view) if wait else None
     intent = await (_waited(call, place, wait) if place else _found(call, intent_id))
     body = _encode(await _shown_to(call, intent, view, include))
     tag = etag(body)
@@ -160,9 +160,9 @@ async def stream(call: Call) -> Answer:
     """
     intent_id = call.params["id"]
     view = _view(call, intent_id)
-    _count_read(call, intent_id)
+    _count_read(call, intent_id, view)
     first = await _found(call, intent_id)
-    changes = _changes(call, first, view, _place(call, intent_id))
+    changes = _changes(call, first, view, _place(call, intent_id, view))
     await anext(changes)  # its place is taken before anybody else looks for one
     return Answer(b"", 200, _STREAM_HEADERS, stream=changes)
 
@@ -281,9 +281,10 @@ async def opened(call: Call) -> Write:
     return write
 
 
-def _place(call: Call, intent_id: str) -> Place:
+def _place(call: Call, intent_id: str, view: View) -> Place:
     """Where this request waits. Raises errors.RateLimited."""
-    place = Place.of(intent_id, call.ip, call.caller.key.id)
+    proven = view is not View.ANONYMOUS
+    place = Place.of(intent_id, call.ip, call.caller.key.id, proven=proven)
     if not call.service.watch.room(place):
         raise errors.RateLimited(
             "Too many requests wait for this registration intent, from this address or with this key.",
@@ -293,10 +294,13 @@ def _place(call: Call, intent_id: str) -> Place:
     return place
 
 
-def _count_read(call: Call, intent_id: str) -> None:
-    """Raises errors.RateLimited."""
+def _count_read(call: Call, intent_id: str, view: View) -> None:
+    """Reads with the client secret are counted apart, so that strangers who know the id cannot use them up.
+
+    Raises errors.RateLimited.
+    """
     service = call.service
-    one = (call.caller.project.id, intent_id)
+    one = (call.caller.project.id, intent_id, view is View.HOLDER)
     if call.caller.trusted:
         call.limit((service.secret_polls, one))
     else:

@@ -189,10 +189,18 @@ class Place(NamedTuple):
     address: str
     """One IPv4 address or IPv6 /64."""
     key_id: str
+    proven: bool
+    """Whether it shows the client secret or a secret key. Who only knows the id takes no place from those who do."""
 
     @classmethod
-    def of(cls, intent_id: str, ip: str, key_id: str) -> Self:
-        return cls(intent_id, network_of(ip), key_id)
+    def of(cls, intent_id: str, ip: str, key_id: str, *, proven: bool) -> Self:
+        return cls(intent_id, network_of(ip), key_id, proven)
+
+    @property
+    def counted(self) -> tuple[tuple[str, str], ...]:
+        """What this place is counted under."""
+        kind = "proven" if self.proven else "unproven"
+        return (kind, self.intent_id), ("address", self.address), ("key", self.key_id)
 
 
 class Watch:
@@ -220,11 +228,12 @@ class Watch:
 
     def room(self, place: Place) -> bool:
         """Whether one more may wait here. A refusal is counted, and logged once per outage."""
-        if len(self._waiting.get(place.intent_id, ())) >= MAX_WAITERS_PER_INTENT:
+        intent, address, key = place.counted
+        if self._from[intent] >= MAX_WAITERS_PER_INTENT:
             full, limit = "intent", MAX_WAITERS_PER_INTENT
-        elif self._from["address", place.address] >= self.per_address:
+        elif self._from[address] >= self.per_address:
             full, limit = "address", self.per_address
-        elif self._from["key", place.key_id] >= self.per_key:
+        elif self._from[key] >= self.per_key:
             full, limit = "key", self.per_key
         elif self._count >= self.total:
             full, limit = "process", self.total
@@ -244,8 +253,7 @@ class Watch:
     def enter(self, place: Place, event: asyncio.Event) -> None:
         self._waiting.setdefault(place.intent_id, set()).add(event)
         self._count += 1
-        self._from["address", place.address] += 1
-        self._from["key", place.key_id] += 1
+        self._from.update(place.counted)
 
     def leave(self, place: Place, event: asyncio.Event) -> None:
         waiting = self._waiting[place.intent_id]
@@ -253,7 +261,7 @@ class Watch:
         if not waiting:
             del self._waiting[place.intent_id]
         self._count -= 1
-        for counted in (("address", place.address), ("key", place.key_id)):
+        for counted in place.counted:
             self._from[counted] -= 1
             if not self._from[counted]:
                 del self._from[counted]
