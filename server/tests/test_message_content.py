@@ -234,6 +234,14 @@ def test_no_text_anywhere_keeps_a_token(type: str, value: object, where: str) ->
     assert not [start for start in range(len(body) - 11) if body[start : start + 12] in plain]
 
 
+def test_what_is_logged_of_a_change_holds_no_token() -> None:
+    changes = [{"field": TOKEN, "value": {"metadata": {"phone_number_id": TOKEN}}}]
+
+    [change] = meta.parse(json.dumps({"entry": [{"id": "1", "changes": changes}]}).encode(), NOON).changes
+
+    assert (change.phone_number_id, list(change.ignored)) == ("wjr_…", ["wjr_…"])
+
+
 def test_a_pressed_token_is_redacted_in_every_part() -> None:
     message = message_with(
         type="interactive", interactive={"type": "button_reply", "button_reply": {"id": TOKEN, "title": "Go"}}

@@ -22,6 +22,7 @@ from typing import Final
 import msgspec
 from msgspec import Raw, Struct
 
+from wabery_server import tokens
 from wabery_server.contacts import Identity
 from wabery_server.inbox import HandledBy, Kind, Media, Message, Reply
 from wabery_server.whatsapp.meta_json import (
@@ -233,13 +234,13 @@ def _change(waba_id: str | None, change: WireChange, received_at: datetime) -> C
 def _number_id(phone_number_id: str | None) -> str | None:
     """As the body names it, short enough for a log line; a shortened one is no channel's."""
     if phone_number_id is None or len(phone_number_id) <= MAX_NUMBER_ID:
-        return phone_number_id or None
-    return phone_number_id[:MAX_NUMBER_ID] + "…"
+        return tokens.redact(phone_number_id) if phone_number_id else None
+    return tokens.redact(phone_number_id)[:MAX_NUMBER_ID] + "…"
 
 
 def _named(field: str) -> str:
     """A field that this build does not read is counted under its own name."""
-    return field if _FIELD_NAME.fullmatch(field) else Ignored.OTHER_FIELD
+    return tokens.redact(field) if _FIELD_NAME.fullmatch(field) else Ignored.OTHER_FIELD
 
 
 def _known(raw: Raw) -> _Known:
