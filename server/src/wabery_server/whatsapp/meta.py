@@ -235,7 +235,7 @@ def _number_id(phone_number_id: str | None) -> str | None:
     """As the body names it, short enough for a log line; a shortened one is no channel's."""
     if phone_number_id is None or len(phone_number_id) <= MAX_NUMBER_ID:
         return tokens.redact(phone_number_id) if phone_number_id else None
-    return tokens.redact(phone_number_id)[:MAX_NUMBER_ID] + "…"
+    return tokens.redact(phone_number_id[: 2 * MAX_NUMBER_ID])[:MAX_NUMBER_ID] + "…"
 
 
 def _named(field: str) -> str:
