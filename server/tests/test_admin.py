@@ -55,6 +55,15 @@ def terminal(source: Source) -> Terminal:
     return Terminal(source)
 
 
+@pytest.mark.parametrize(
+    "arguments", [("projects", "create", "--test", "--name", "\udcff"), ("audit", "--project", "proj_\udcff")]
+)
+async def test_an_argument_that_is_not_utf_8_is_one_line(
+    terminal: Terminal, arguments: tuple[str, ...]
+) -> None:
+    assert await terminal.run(*arguments) == (2, "", "wabery: An argument is not UTF-8 text.\n")
+
+
 async def founded(terminal: Terminal) -> str:
     ran = await terminal.run("projects", "create", "--name", "Acme", "--test")
     assert ran.code == 0, ran.talk

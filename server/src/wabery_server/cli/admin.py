@@ -594,6 +594,11 @@ def _operate(body: "Callable[[Opened], Awaitable[None]]") -> None:
     from wabery_server.db import OPERATOR
     from wabery_server.settings import BadSetting
 
+    try:
+        "".join(sys.argv).encode()
+    except UnicodeEncodeError:
+        fail("An argument is not UTF-8 text.", USAGE)
+
     async def opened(ground: main.Ground) -> None:
         async with main.opened(ground, patience=OPERATOR) as installation:
             with main.explained():
