@@ -252,3 +252,29 @@ async def test_a_locked_row_takes_no_more_than_its_projects_share_of_the_pool(
 
     assert max(took) < 1
     assert {answer.status for answer in answers} == {200}
+
+
+@pytest.mark.parametrize("table", ["registration_intents", "messages"])
+async def test_a_slow_statement(app: App, acme: Tenant, globex: Tenant, source: Source, table: str) -> None:
+    """A lane that one project's statement holds is counted out after a quarter of a second."""
+    connection = await asyncpg.connect(**source.parts)  # type: ignore[arg-type]
+    await connection.execute(
+        "create function slow() returns trigger language plpgsql as "
+        f"$$ begin if new.project_id = '{acme.project.id}' then perform pg_sleep(3); end if; return new; end $$"
+    )
+    await connection.execute(
+        f"create trigger slow before insert on {table} for each row execute function slow()"
+    )
+    peace = await working(app, globex, PEACE_SECONDS)
+    slow = write(app, acme, "hello", somebody()) if table == "messages" else mint(app, acme, "slow")
+    answer = asyncio.create_task(slow)
+    sleeping = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'"
+    while not await connection.fetchval(sleeping):  # noqa: ASYNC110  # a statement that begins has no event
+        await asyncio.sleep(0.01)
+
+    took = await working(app, globex, PEACE_SECONDS)
+
+    assert not answer.done()
+    assert max(took) < 1 + max(peace)
+    assert (await answer).status == 200
+    await connection.close()

@@ -29,8 +29,8 @@ from wabery_server.webhooks import Outcome, Poster, Result
 LEASE = timedelta(seconds=60)
 """How long a claimed delivery is ours. Half of it is for waiting, and the other half outlasts an attempt (15 s at most)
 and the settling of it (8 s)."""
-LANES = 2
-"""Connections for hot statements: one to claim, one to settle."""
+LANES = 3
+"""Connections for hot statements: one to claim, one to settle, and a spare one."""
 POLL_SECONDS = 1.0
 """How often to look for work without a hint."""
 SHARED, ALONE = 64, 256
@@ -215,6 +215,7 @@ class Deliver(Loop):
         self._settling: Batcher[Settled, bool] = Batcher(
             database,
             outbox.settle,
+            spare=True,
             name="settle",
             locks=lambda settled: Locks(settled.claimed.queue.project_id, (settled.claimed.id,)),
             group=(lambda settled: settled.claimed.queue.project_id) if settings.batch_per_project else None,

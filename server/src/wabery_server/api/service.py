@@ -40,8 +40,9 @@ _TOO_MANY_WAIT = {
 }
 
 
-LANES = 4
-"""Connections for hot statements: one for mints, two for messages, one for the directory; `read_lanes` come on top."""
+LANES = 7
+"""Connections for hot statements: one for mints, two for messages, one for the directory, and three that are spare;
+`read_lanes` come on top."""
 INBOUND_DEADLINE = timedelta(seconds=5)
 """How long a provider's request waits for the database; then it is 503, and the provider sends it again."""
 
@@ -85,6 +86,7 @@ class Service:
             database,
             self._mint,
             name="mint",
+            spare=True,
             bare=intents.plain,
             locks=_locks_of_mint,
             group=(lambda mint: mint.intent.project_id) if grouped else None,
@@ -94,6 +96,7 @@ class Service:
             intents.find,
             name="read",
             lanes=settings.read_lanes,
+            spare=True,
             bare=lambda _wanted: True,
             group=(lambda wanted: wanted[0]) if grouped else None,
         )
@@ -105,6 +108,7 @@ class Service:
             keys=Inbound.keys,
             deadline=INBOUND_DEADLINE,
             lanes=2,
+            spare=True,
             group=(lambda item: item.channel.project_id) if grouped else None,
         )
         self.per_secret_key = Limit("secret_key", settings.secret_key_per_second, 1)

@@ -24,6 +24,9 @@ _MANY = 12
 """Open another lane when at least this many wait: two small batches side by side cost more than one after the other."""
 _LONG_SECONDS = 0.05
 """Or when a batch takes this long; a row in it may be locked."""
+_STUCK_SECONDS = 0.25
+"""A lane whose batch takes this long is counted out, and a spare one takes its place: a statement may be slow for reasons of
+one project, up to the server's statement timeout."""
 _CONTENTION = timedelta(milliseconds=150)
 """For how long a lane repeats a batch that lost a race, before it looks for the item at fault."""
 _PART_WAIT = timedelta(milliseconds=25)
@@ -48,8 +51,8 @@ class Batcher(Generic[Item, Result]):
     leaves the lane and is tried elsewhere (`db.aside`), and so do others on that row. `keys(item)` names what a batch may
     hold only once; a second item with a key of the first waits for the next batch. `group(item)` keeps a batch within one
     group (a project, on Citus). `bare(items)` tells whether their flush is a single statement, or reads only, and needs
-    no transaction around it. `lanes` are its own, or given and then perhaps shared with other batchers. A batch is tried
-    again for `deadline`. `name` is for the log.
+    no transaction around it. `lanes` are its own, or given and then perhaps shared with other batchers; `spare` adds one
+    that connects only when another lane is stuck. A batch is tried again for `deadline`. `name` is for the log.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Batcher(Generic[Item, Result]):
         flush: Callable[[Tx, list[Item]], Awaitable[Sequence[Result | Exception]]],
         *,
         lanes: int | Sequence[Lane] = 1,
+        spare: bool = False,
         bare: Callable[[list[Item]], bool] | None = None,
         locks: Callable[[Item], Locks] | None = None,
         keys: Callable[[Item], Iterable[Hashable]] | None = None,
@@ -78,7 +82,11 @@ class Batcher(Generic[Item, Result]):
         self._aside = database.aside
         self._idle = [database.lane() for _ in range(lanes)] if isinstance(lanes, int) else list(lanes)
         self._lanes = len(self._idle)
-        self._began = 0.0
+        """How many work side by side as a rule."""
+        if spare:
+            self._idle.insert(0, database.lane())
+        self._began: dict[Lane, float] = {}
+        """The lanes that are at work, and since when; the latest last."""
         self._later: asyncio.TimerHandle | None = None
         self._queue: deque[Asked[Item, Result]] = deque()
         self._held: set[Hashable] = set()
@@ -130,15 +138,20 @@ class Batcher(Generic[Item, Result]):
             batch, held = self._take()
             if not batch:
                 return
-            self._began = time.monotonic()
             lane = self._idle.pop()
+            self._began[lane] = time.monotonic()
             task = asyncio.create_task(self._serve(lane, batch, held))
             self._running.add(task)
             task.add_done_callback(self._running.discard)
 
     def _worth_a_lane(self) -> bool:
-        nothing_runs = len(self._idle) == self._lanes
-        return nothing_runs or len(self._queue) >= _MANY or time.monotonic() - self._began >= _LONG_SECONDS
+        if not self._began:
+            return True
+        now = time.monotonic()
+        moving = [began for began in self._began.values() if now - began < _STUCK_SECONDS]
+        if len(moving) >= self._lanes:
+            return False
+        return not moving or len(self._queue) >= _MANY or now - moving[-1] >= _LONG_SECONDS
 
     def _start_later(self) -> None:
         if self._later is None:
@@ -244,6 +257,7 @@ class Batcher(Generic[Item, Result]):
         finally:
             # The next batch is on its way before the callers of this one go on: the database need not wait for them.
             self._held -= held
+            del self._began[lane]
             self._idle.append(lane)
             self._start()
         for (_, future), result in zip(batch, results, strict=False):
