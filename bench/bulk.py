@@ -17,8 +17,6 @@ from pathlib import Path
 import aiohttp
 from run import Bench, Tenant
 
-from wabery_server.db.embedded import Embedded
-
 CUSTOMERS = 16
 PAUSE_SECONDS = 0.02
 SECONDS = 4.0
@@ -121,11 +119,7 @@ def main() -> None:
         settings = argparse.Namespace(seconds=1, connections=CUSTOMERS, workers=1)
         bench = Bench(Path(folder), settings)
         with bench._server() as server:
-            bench.embedded = Embedded.open(bench.folder / "data")
-            try:
-                lines = asyncio.run(measure(bench, server.url, qr=arguments.qr == "yes"))
-            finally:
-                bench.embedded.close()
+            lines = asyncio.run(measure(bench, server.url, qr=arguments.qr == "yes"))
     print("\n".join(lines))
 
 
