@@ -148,7 +148,7 @@ def _error(code: str) -> Iterator[str]:
     yield ""
     steps = tomllib.loads(PROVOKE.read_text()).get(code)
     if steps is None:
-        yield "Nobody can provoke it from outside."
+        yield "No single request provokes it."
         return
     yield from fence("bash", _READY + (_MINT if "mint " in steps else "") + steps)
     yield ""

@@ -102,10 +102,11 @@ def test_a_page_does_what_it_says(
 
 def test_every_error_that_can_be_provoked_is_provoked() -> None:
     by_luck_alone = {"internal_error", "unavailable", "idempotency_in_progress"}
+    left_behind = {"too_many_projects"}  # a hundred projects, which the pages after it would meet
 
     met = {Path(name).stem for name in PLAYED if name.startswith("docs/reference/errors/")}
 
-    assert met == {refusal.code for refusal in errors.catalogue()} - by_luck_alone
+    assert met == {refusal.code for refusal in errors.catalogue()} - by_luck_alone - left_behind
 
 
 @pytest.mark.parametrize("name", FILES)

@@ -4,7 +4,7 @@ import asyncio
 import os
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import pytest
@@ -30,7 +30,7 @@ from wabery_server.accounts import (
     key,
 )
 from wabery_server.clock import MovableClock
-from wabery_server.db import DEADLINE, Database, Lane, Source, Work
+from wabery_server.db import Database, Lane, Source, Work
 from wabery_server.db.signals import Signals
 from wabery_server.secrets import BadSecret, Keyring, Subkeys, Unsealable, generate
 
@@ -62,13 +62,13 @@ class Counted(Database):
 
 class CountedLane(Lane):
     def __init__(self, database: Counted, lane: Lane) -> None:
-        super().__init__(database.source)
+        super().__init__(database.source, database.outage)
         self._database = database
         self._lane = lane
 
-    async def run(self, work: Work[T], *, deadline: timedelta = DEADLINE, bare: bool = False) -> T:
+    async def run(self, work: Work[T], **how: Any) -> T:
         self._database.count += 1
-        found = await self._lane.run(work, deadline=deadline, bare=bare)
+        found = await self._lane.run(work, **how)
         self._database.read.set()
         await self._database.gate.wait()
         return found

@@ -53,7 +53,7 @@ async def touched(source: Source) -> dict[str, Touched]:
         "to resume": (outbox.sql.any_queues_to_resume, ("", "", 1000)),
         "resume": (outbox.sql.resume, ("proj_10", "we_10", NOW, 40, "")),
     }
-    lane = await source.connect(command_timeout=None, **LANE)
+    lane = await source.connect(timed=False, statement_timeout="60s", **LANE)
     found = {}
     for name, (text, values) in statements.items():
         undo = lane.transaction()
@@ -67,7 +67,7 @@ async def touched(source: Source) -> dict[str, Touched]:
 
 @pytest.mark.slow
 async def test_the_queue_costs_the_same_at_ten_thousand_and_at_half_a_million_rows(source: Source) -> None:
-    connection = await source.connect(command_timeout=None)
+    connection = await source.connect(timed=False, statement_timeout="60s")
     await connection.execute("alter table deliveries set (autovacuum_enabled = off)")
     await connection.execute(FILL, QUEUES, 1, 10_000, NOW)
     await connection.execute("vacuum analyze deliveries")

@@ -506,7 +506,9 @@ async def test_message_received_says_this(app: App, acme: Tenant, *, linked: boo
     payload = await only(app, acme, "message.received")
 
     assert set(payload) == PERSON | REFERENCE | {
-        "agent_id", "text", "message_id", "metadata", "type", "sent_at", "reference_trust",
+        "agent_id", "text", "message_id", "metadata", "type", "sent_at", "reference_trust", "provider_message_id",
+        "forwarded", "handled_by", "reply", "media", "context", "referral", "content", "content_truncated",
+        "replaces_event_id",
     }  # fmt: skip
     assert payload["agent_id"] is None
     assert payload["metadata"] == ({"plan": "starter"} if linked else None)
