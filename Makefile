@@ -83,7 +83,7 @@ clean: ## remove what the commands above made
 	fi
 	@touch $@
 
-node_modules/installed: package-lock.json sdks/typescript/package.json
+node_modules/installed: package-lock.json sdks/typescript/package.json $(wildcard sdks/typescript/src/*.ts)
 	@echo "Installing into node_modules (once)" >&2
 	@npm ci --no-audit --no-fund --silent
 	@npm run build --silent

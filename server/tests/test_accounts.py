@@ -823,7 +823,10 @@ async def test_an_inbound_number_leads_to_its_channel_and_secrets(
 
     found = await known.number("meta", "1001")
 
-    assert found == (channel, acme, [b"new-secret-1", b"a" * 32])
+    assert found is not None
+    assert (found.channel.id, found.project) == (channel.id, acme)
+    assert found.channel.family == [channel.waba_id]
+    assert found.app_secrets == [b"new-secret-1", b"a" * 32]
     assert await known.number("meta", "1002") is None
     assert await known.number("twilio", "1001") is None
 
@@ -834,8 +837,10 @@ async def test_app_secrets_of_all_channels_are_named_once(
     await connected(database, keyring, acme, "1001")
     await connected(database, keyring, globex, "1002")
 
-    secrets = await known.app_secrets()
+    secrets = await known.app_secrets(10)
+    in_turn = [*await known.app_secrets(2), *await known.app_secrets(2)]
 
+    assert set(in_turn) == set(secrets), "a repeated request reaches all of them"
     assert secrets.count(b"a" * 32) == 1
     assert len(secrets) == 3, "one of both, and one of each sandbox channel"
     assert len(await known.verify_tokens()) == 4
