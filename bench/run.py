@@ -39,7 +39,7 @@ import msgspec
 from wabery_server import accounts, ids, inbox, intents, tokens
 from wabery_server.accounts import KeyDraft, ProjectChanges, ProjectDraft
 from wabery_server.contacts import Identity
-from wabery_server.db import LANE, Database, Row, Source, Tx
+from wabery_server.db import LANE, OPERATOR, Database, Row, Source, Tx
 from wabery_server.db.embedded import Embedded
 from wabery_server.db.queries import for_rows
 from wabery_server.db.statistics import gather
@@ -341,7 +341,6 @@ class Bench:
             (row,) = await database.run(
                 lambda tx: tx.rows(
                     "select count(*) as joined from registration_intents i "
-                    "join links l on l.project_id = i.project_id and l.registration_intent_id = i.id "
                     "where i.project_id = $1 and i.id between $2 and $3 and i.status = 'JOINED'",
                     self.tenants[0].project.id,
                     f"reg_{first:026}",
@@ -552,7 +551,7 @@ class Bench:
         return int(count)
 
     def database(self) -> Database:
-        return Database(Source(parts=self.embedded.address.dsn_kwargs()), pool_size=1)
+        return Database(Source(parts=self.embedded.address.dsn_kwargs(), patience=OPERATOR), pool_size=1)
 
     @property
     def keyring(self) -> Keyring:

@@ -383,10 +383,8 @@ SAMPLES: dict[str, list[tuple[object, ...]]] = {
     "outbox.sql:listed": [
         (*PAGE, None, None, None),
         (P, LEAST, name("evt", 5_000), 11, 11, None, None, None),
-    ],
-    "outbox.sql:listed_by_type": [
-        (*PAGE, RARE, None, None),
-        (*PAGE, "webhook_endpoint.disabled", None, None),
+        (*LOOK, RARE, None, None),
+        (*LOOK, "webhook_endpoint.disabled", None, None),
     ],
     "outbox.sql:listed_by_contact": [
         (*PAGE, None, ONE_PERSON, None),

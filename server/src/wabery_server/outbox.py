@@ -280,14 +280,13 @@ async def listed(
     """Newest first, older than the id `before`. Ids sort by creation. `most`: see `db.lists.LOOKED_AT`."""
     given = (which.type, which.contact_id, which.registration_intent_id)
     least, end = ids.bounds("evt", before, which.created_after, which.created_before)
-    statement = sql.listed
+    statement, led = sql.listed, 0
     if which.registration_intent_id is not None:
-        statement = sql.listed_by_intent
+        statement, led = sql.listed_by_intent, 1
     elif which.contact_id is not None:
-        statement = sql.listed_by_contact
-    elif which.type is not None:
-        statement = sql.listed_by_type
-    looked_at = limit if sum(one is not None for one in given) < 2 else most
+        statement, led = sql.listed_by_contact, 1
+    others = sum(one is not None for one in given) - led
+    looked_at = most if others else limit
     rows = await tx.rows(statement, project_id, least, end, looked_at, limit, *given)
     part = lists.cut(rows, looked_at)
     return Listed([Recorded(row["id"], row["type"], row["body"]) for row in part.rows], part.resume)

@@ -147,13 +147,6 @@ from (
     from events e
     where e.project_id = $1 and {page};
 
--- name: listed_by_type
-select e.id, e.type, e.body, e.number, e.matches
-from (
-    select e.id, e.type, e.body, {asked}
-    from events e
-    where e.project_id = $1 and e.type = $6 and {page};
-
 -- name: listed_by_contact
 select e.id, e.type, e.body, e.number, e.matches
 from (

@@ -52,7 +52,6 @@ _TOKEN = re.compile(
 _BARE = re.compile(rf"(?<![0-9A-Za-z])[{_BODY}]{{26}}(?![0-9A-Za-z])", re.IGNORECASE | re.ASCII)
 _NEAR_MATCH = re.compile(rf"wjr[_:\\-](?:[^{_BODY}\s]{{0,2}}[{_BODY}]){{12,26}}", re.IGNORECASE | re.ASCII)
 _SEPARATORS = re.compile(r"[\s-]")
-_READ_AS = str.maketrans("oil", "011")
 _PERCENT_ENCODED = re.compile(r"(?:%[0-9A-Fa-f]{2})+")
 _IGNORABLE = re.compile(
     "[\u034f\u115f\u1160\u17b4\u17b5\u180b-\u180f\u2065\u3164\ufe00-\ufe0f\uffa0\ufff0-\ufff8"
@@ -67,14 +66,17 @@ def find(texts: Iterable[str]) -> Found:
     bare: dict[str, None] = {}
     for text in texts:
         plain = _plain(text[:MAX_TEXT])
+        end = 0
         for match in _prefixed(plain):
             tokens[_canonical(match[2])] = None
+            end = match.end(2)
         for match in _BARE.finditer(plain):
-            bare[_canonical(match[0])] = None
+            if match.end() != end:  # the run of the last token, once more
+                bare[_canonical(match[0])] = None
     if not tokens and not bare:
         return NONE_FOUND
     kept = tuple(tokens)[:MAX_TOKENS]
-    return Found(kept, tuple(one for one in bare if one not in tokens)[: MAX_TOKENS - len(kept)])
+    return Found(kept, tuple([one for one in bare if one not in tokens])[: MAX_TOKENS - len(kept)])
 
 
 def redact(text: str, matched: Collection[str] = ()) -> str:
@@ -86,16 +88,17 @@ def redact(text: str, matched: Collection[str] = ()) -> str:
     """
     plain = _plain(text)
     spans = [(match.start(), match.end(1)) for match in _prefixed(plain)]
+    some_begin_no_run = plain.lower().count("wjr") > len(spans)
     if matched:
         spans += [match.span() for match in _BARE.finditer(plain) if _canonical(match[0]) in matched]
-    if "wjr" in plain.lower():
+    if some_begin_no_run:
         spans += [match.span() for match in _NEAR_MATCH.finditer(_blanked(plain, _merged(spans)))]
     if not spans:
         return text
     places = None if plain is text else _places(text)
     kept: list[str] = []
     end = 0
-    for first, behind in _merged(spans):
+    for first, behind in _merged(spans) if len(spans) > 1 else spans:
         start, stop = (first, behind) if places is None else (places[first][0], places[behind - 1][1])
         start = max(start, end)
         kept += [text[end:start], REDACTED]
@@ -142,7 +145,9 @@ def _prefixed(plain: str) -> Iterable[re.Match[str]]:
 
 
 def _canonical(run: str) -> str:
-    return PREFIX + _SEPARATORS.sub("", run).lower().translate(_READ_AS)
+    if len(run) > 26:
+        run = _SEPARATORS.sub("", run)
+    return PREFIX + run.lower().replace("o", "0").replace("i", "1").replace("l", "1")
 
 
 def _merged(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

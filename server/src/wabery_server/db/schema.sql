@@ -319,7 +319,6 @@ create table events (
     created_at              timestamptz not null,
     primary key (project_id, id)
 );
-create index events_by_type on events (project_id, type, id) where type is not null; -- for the same reason
 create index events_by_contact on events (project_id, contact_id, id) where contact_id is not null;
 create index events_by_intent on events (project_id, registration_intent_id, id) where registration_intent_id is not null;
 

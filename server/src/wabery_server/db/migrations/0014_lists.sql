@@ -4,9 +4,6 @@
 create index concurrently if not exists registration_intents_by_channel
     on registration_intents (project_id, channel_id, status, id) where channel_id is not null;
 -- squawk-ignore ban-concurrent-index-creation-in-transaction
-create index concurrently if not exists events_by_type on events (project_id, type, id)
-    where type is not null;
--- squawk-ignore ban-concurrent-index-creation-in-transaction
 create index concurrently if not exists events_by_contact on events (project_id, contact_id, id)
     where contact_id is not null;
 -- squawk-ignore ban-concurrent-index-creation-in-transaction
