@@ -116,7 +116,7 @@ def main() -> None:
     parser.add_argument("--qr", choices=("yes", "no"), default="yes")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="wabery-bench-") as folder:
-        settings = argparse.Namespace(seconds=1, connections=CUSTOMERS, workers=1)
+        settings = argparse.Namespace(seconds=1, connections=CUSTOMERS, workers=1, only=())
         bench = Bench(Path(folder), settings)
         with bench._server() as server:
             lines = asyncio.run(measure(bench, server.url, qr=arguments.qr == "yes"))

@@ -202,7 +202,7 @@ def _receiving(body: bytes) -> Receive:
 
 def main() -> None:
     with tempfile.TemporaryDirectory(prefix="wabery-bench-") as folder:
-        Joins(Path(folder), argparse.Namespace(seconds=1, connections=1, workers=1)).measure()
+        Joins(Path(folder), argparse.Namespace(seconds=1, connections=1, workers=1, only=())).measure()
 
 
 if __name__ == "__main__":

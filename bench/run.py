@@ -2,7 +2,7 @@
 
     make bench                                                   three interleaved rounds; writes bench/results/
     make bench ARGS="--rounds 1 --seconds 3 --connections 32"
-    make bench ARGS="--rounds 2 --seconds 60"                    what a minute of load brings
+    make bench ARGS="--seconds 60 --only mint poll join"         what a minute of load brings
     make bench ARGS="--workers 2"                                with two serving processes
 
 Everything is on this machine: the server with its embedded, durable PostgreSQL, the load generator (wrk, from Debian)
@@ -67,6 +67,7 @@ LIFTED = {
 TENANTS = 100
 POLLED = 100_000
 PATIENCE_SECONDS = 120
+MEASURED = ("mint", "mints", "poll", "join", "delivery")
 JOINS_PER_SECOND = 5_000
 """More live tokens than a run can use up."""
 
@@ -186,6 +187,7 @@ class Bench:
         self.seconds: int = arguments.seconds
         self.connections: int = arguments.connections
         self.workers: int = arguments.workers
+        self.only: tuple[str, ...] = tuple(arguments.only)
         self._joins = ""
         self.figures: dict[str, Figure] = {}
         self.facts: dict[str, object] = {}
@@ -215,17 +217,22 @@ class Bench:
             await database.run(gather)
 
     def _round(self, server: "Server") -> None:
-        self._pgbench("limit: insert, pgbench", INSERT)
-        self._mint(server, "mint, 1 project", 1)
-        self._mint(server, "mint, 100 projects", 100)
-        self._mint(server, "mint, Idempotency-Key", 1, idempotent=True)
-        self._pgbench("limit: select, pgbench", SELECT)
-        self._poll(server)
-        first = asyncio.run(self._prepare_joins())
-        joined = self._pgbench("limit: join, pgbench", self._joins, in_order=True)
-        asyncio.run(self._must_have_joined(first, joined))
-        self._inbound(server)
-        self._deliver()
+        if "mint" in self.only:
+            self._pgbench("limit: insert, pgbench", INSERT)
+            self._mint(server, "mint, 1 project", 1)
+        if "mints" in self.only:
+            self._mint(server, "mint, 100 projects", 100)
+            self._mint(server, "mint, Idempotency-Key", 1, idempotent=True)
+        if "poll" in self.only:
+            self._pgbench("limit: select, pgbench", SELECT)
+            self._poll(server)
+        if "join" in self.only:
+            first = asyncio.run(self._prepare_joins())
+            joined = self._pgbench("limit: join, pgbench", self._joins, in_order=True)
+            asyncio.run(self._must_have_joined(first, joined))
+            self._inbound(server)
+        if "delivery" in self.only:
+            self._deliver()
         self.facts["api processes at the end, MB"] = round(server.memory() / 1e6, 1)
 
     def _mint(self, server: "Server", name: str, projects: int, *, idempotent: bool = False) -> None:
@@ -713,6 +720,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=8, choices=range(1, 61), help="of each measurement")
     parser.add_argument("--connections", type=int, default=32, choices=range(1, 513))
     parser.add_argument("--workers", type=int, default=1, choices=range(1, 9), help="serving processes")
+    parser.add_argument("--only", nargs="+", default=MEASURED, choices=MEASURED, help="what to measure")
     parser.add_argument("--write", action="store_true", help="write the table to bench/results/")
     arguments = parser.parse_args()
     if shutil.which("wrk") is None:

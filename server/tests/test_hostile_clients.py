@@ -163,7 +163,7 @@ async def test_waiting_requests_are_counted_for_their_address_their_key_and_the_
     signals: Signals,
 ) -> None:
     def place(intent: int, address: str, key: str) -> Place:
-        return Place.of(f"reg_{intent}", address, key)
+        return Place.of(f"reg_{intent}", address, key, proven=True)
 
     watch = Watch(signals, per_address=50, per_key=1_000, connections=80)
     event = asyncio.Event()

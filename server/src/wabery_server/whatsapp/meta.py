@@ -233,8 +233,10 @@ def _change(waba_id: str | None, change: WireChange, received_at: datetime) -> C
 
 def _number_id(phone_number_id: str | None) -> str | None:
     """As the body names it, short enough for a log line; a shortened one is no channel's."""
-    if phone_number_id is None or len(phone_number_id) <= MAX_NUMBER_ID:
-        return tokens.redact(phone_number_id) if phone_number_id else None
+    if not phone_number_id:
+        return None
+    if len(phone_number_id) <= MAX_NUMBER_ID:
+        return phone_number_id if phone_number_id.isdecimal() else tokens.redact(phone_number_id)
     return tokens.redact(phone_number_id[: 2 * MAX_NUMBER_ID])[:MAX_NUMBER_ID] + "…"
 
 
