@@ -123,7 +123,10 @@ class Batcher(Generic[Item, Result]):
 
     def _start_soon(self) -> None:
         """Takes the next batch at the end of this turn: what else has just arrived is in it."""
-        if self._idle and not self._starting:
+        if len(self._began) >= self._lanes:
+            if self._idle:
+                self._start_later()  # the spare lane is for when one of the others is stuck
+        elif not self._starting:
             self._starting = True
             asyncio.get_running_loop().call_soon(self._start)
 

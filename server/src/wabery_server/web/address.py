@@ -3,6 +3,7 @@
 import ipaddress
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -46,6 +47,7 @@ def plain_address(text: str) -> Address:
     return (address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None) or address
 
 
+@lru_cache(4096)
 def network_of(text: str) -> str:
     """One IPv4 address, or the /64 that one IPv6 household has, in one spelling."""
     try:
