@@ -4,7 +4,7 @@
     python bench/bulk.py --qr no         without the codes
 
 Sixteen customers of other projects mint and poll, each with a short pause, so that the machine is busy but not full: about
-400 requests a second. The bulks are those of one project. The load generator is this process, beside the server on the
+400 requests a second. The bulks are those of one project. The load generator is this process, next to the server on the
 same cores. Bounded: half a minute or so.
 """
 

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 Json = Annotated[bool, Parameter(name="--json", negative="", show_default=False, help="JSON on stdout.")]
-Limit = Annotated[int, Parameter(help="The newest so many.", validator=Number(gte=1, lte=10_000))]
+Limit = Annotated[int, Parameter(help="Maximum number of rows.", validator=Number(gte=1, lte=10_000))]
 
 _EXIT_CODES = {400: USAGE, 401: 3, 403: 3, 404: 4, 409: 5, 422: USAGE, 429: 6, 503: UNREACHABLE}
 _DEFAULT_LIMIT = 100
